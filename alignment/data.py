@@ -1,0 +1,416 @@
+"""Files, folders and Hub data sets of dialogues, read into checked records; what was dropped, and why.
+
+A file's family is told by its content, never by its ending. A fault of the whole file (encoding, syntax, a missing
+column) always stops the reading; a fault of one row stops it too, unless bad_rows is "skip".
+"""
+
+import contextlib
+import csv
+import difflib
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from alignment.arguments import DataArguments
+from alignment.errors import InputError
+
+EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
+EXTENSIONS = (".csv", ".jsonl", ".json")
+SPLIT_STEMS = {"train": ("train",), "eval": ("eval", "dev", "validation", "valid", "test")}
+HUB_SPLITS = {"train": ("train",), "eval": ("validation", "dev", "test")}
+# Where each field of a record is looked for, first match first; `columns` puts the user's own name in their place.
+KEYS = {
+    "id": ("fname", "id"),
+    "dialogue": ("dialogue",),
+    "references": ("references", "summaries", "summary"),
+    "topic": ("topic", "topic1"),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One dialogue, a turn a line, with none, one or several reference summaries."""
+
+    id: str
+    dialogue: str
+    references: tuple[str, ...]
+    topic: str = ""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One row left out: its 1-based number in the file (a CSV header is not counted), its fault, itself as JSON."""
+
+    path: str
+    row: int
+    fault: str
+    content: str
+
+
+def load_records(
+    path: str | Path,
+    *,
+    split: str = "train",
+    need_references: bool = False,
+    bad_rows: str = "error",
+    columns: dict[str, str] | None = None,
+    max_rows: int | None = None,
+) -> tuple[list[Record], list[Rejected]]:
+    """Reads a file, a folder's split, an embedded set or a Hub data set, up to `max_rows` good rows.
+
+    Raises:
+        InputError: the data cannot be read, no row is good, or one is bad and `bad_rows` is "error".
+    """
+    columns = columns or {}
+    if bad_rows not in ("error", "skip"):
+        raise InputError(f"bad_rows is {bad_rows!r}; expected error or skip")
+    if max_rows is not None and max_rows < 1:
+        raise InputError(f"max_rows is {max_rows}; expected a positive number, or none for all rows")
+    if unknown := [field for field in columns if field not in KEYS]:
+        raise InputError(f"columns names {_listed(unknown)}; the fields of a record are {_listed(KEYS)}")
+    keys = KEYS | {field: (name,) for field, name in columns.items()}
+    needed = {"id", "dialogue", *columns, *(["references"] if need_references else [])}
+    source, rows = _find_rows(path, split, keys, needed)
+
+    records: list[Record] = []
+    rejected: list[Rejected] = []
+    first_row: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        if len(records) == max_rows:
+            break
+        try:
+            record = _record(_pick(row, keys), need_references)
+            if record.id in first_row:
+                raise InputError(f"duplicate id {record.id!r}, first used by row {first_row[record.id]}")
+        except InputError as fault:
+            content = json.dumps(row, ensure_ascii=False, default=str)
+            rejected.append(Rejected(source, number, str(fault), content))
+        else:
+            first_row[record.id] = number
+            records.append(record)
+
+    if rejected and (bad_rows == "error" or not records):
+        shown = [f"  row {bad.row}: {bad.fault}" for bad in rejected[:10]]
+        more = [f"  and {len(rejected) - 10} more"] if len(rejected) > 10 else []
+        cure = "Correct them, or go on without them: --bad_rows skip" if bad_rows == "error" else "No good row is left"
+        raise InputError("\n".join([f"{source}: {len(rejected)} bad of {len(rows)} rows", *shown, *more, cure]))
+    return records, rejected
+
+
+def find_split(path: str | Path, split: str) -> Path | None:
+    """The file that holds a split; None where a folder lacks it, for a Hub name, and for the eval split of one file.
+
+    Raises:
+        InputError: nothing is there, the split is unknown, or two files of the folder could be meant.
+    """
+    if split not in SPLIT_STEMS:
+        raise InputError(f"split is {split!r}; expected {_listed(SPLIT_STEMS)}")
+    place = _place(path)
+    if place.is_file():
+        return place if split == "train" else None
+    if _is_hub_name(path):
+        return None
+    if not place.is_dir():
+        siblings = [file.name for file in place.parent.iterdir()] if place.parent.is_dir() else []
+        close = difflib.get_close_matches(place.name, siblings, n=1)
+        expected = f"expected a file, a folder, {_listed(EMBEDDED)} or a Hub data set as owner/name"
+        raise InputError(f"{path}: no such file; {f'did you mean {place.parent / close[0]}?' if close else expected}")
+    for stem in SPLIT_STEMS[split]:
+        found = [file for extension in EXTENSIONS if (file := place / f"{stem}{extension}").is_file()]
+        if len(found) > 1:
+            raise InputError(f"{place} holds {_listed(file.name for file in found)}; keep one, or give its path")
+        if found:
+            return found[0]
+    return None
+
+
+def hold_out(
+    records: list[Record], share: float = 0.1, most: int = 200, seed: int = 42
+) -> tuple[list[Record], list[Record]]:
+    """Splits into train and eval, each in order, with `share` of the distinct dialogues (1 to `most`) in eval.
+
+    Records with one dialogue text stay on one side, so that nothing evaluated was trained on.
+
+    Raises:
+        InputError: fewer than two distinct dialogues, or `share` or `most` out of range.
+    """
+    if not 0 < share < 1 or most < 1:
+        raise InputError(f"share is {share} and most is {most}; expected a share between 0 and 1, and at least 1")
+    dialogues = list(dict.fromkeys(record.dialogue for record in records))
+    if len(dialogues) < 2:
+        raise InputError(f"cannot hold out from {len(dialogues)} distinct dialogues; give at least 2, or an eval file")
+    # rounding up could take every dialogue, hence the second bound
+    count = max(1, min(round(share * len(dialogues)), len(dialogues) - 1, most))
+    held = set(random.Random(seed).sample(dialogues, count))
+    return [r for r in records if r.dialogue not in held], [r for r in records if r.dialogue in held]
+
+
+def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[Record]], list[Rejected]]:
+    """Reads what the arguments name into (to train on, held out), and the bad rows of both.
+
+    Held out are `eval_dataset_path`, or the eval file of a folder, or else a tenth of the data.
+    """
+    options: dict[str, Any] = {"need_references": True, "bad_rows": args.bad_rows, "columns": args.columns}
+    train, rejected = load_records(args.dataset_path, split="train", max_rows=args.max_train_rows, **options)
+    eval_path = args.eval_dataset_path or find_split(args.dataset_path, "eval")
+    if eval_path is None:
+        train, held_out = hold_out(train)
+        return (train, held_out[: args.max_eval_rows]), rejected
+    held_out, more = load_records(eval_path, split="eval", max_rows=args.max_eval_rows, **options)
+    return (train, held_out), rejected + more
+
+
+def write_rejected(rejected: Iterable[Rejected], path: str | Path) -> None:
+    """Writes one JSON object a line: path, row, fault, content."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # backslashreplace: a lone surrogate is a fault that lands here, and its escape is valid JSON
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
+
+
+def write_submission(ids: list[str], summaries: list[str], path: str | Path) -> None:
+    """Writes the CSV `fname,summary`, a row for each id in the given order, whole or not at all.
+
+    Raises:
+        InputError: the lengths differ, or a summary is empty.
+    """
+    if len(ids) != len(summaries):
+        raise InputError(f"{len(ids)} ids but {len(summaries)} summaries; a submission has one summary for each id")
+    rows = [(name, re.sub(r"\s*[\r\n]\s*", " ", text.strip())) for name, text in zip(ids, summaries, strict=True)]
+    if empty := [name for name, text in rows if not text]:
+        raise InputError(f"{len(empty)} empty summaries, the first for {empty[0]!r}; a submission has none")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("fname", "summary"), *rows])
+    os.replace(temporary, path)
+
+
+def read_predictions(path: str | Path) -> dict[str, str]:
+    """Reads summaries by id from `fname,summary` (or `id`) in CSV, JSON or JSON lines; a summary may be empty.
+
+    Raises:
+        InputError: the file cannot be read, a key is missing, an id comes twice, or a summary is not a string.
+    """
+    keys = {"id": KEYS["id"], "summary": ("summary",)}
+    source, rows = _find_rows(path, "train", keys, {"id", "summary"})
+    predictions: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        try:
+            fields = _pick(row, keys)
+            name = _identity(fields["id"])
+            if name in predictions:
+                raise InputError(f"duplicate id {name!r}")
+            predictions[name] = _text("summary", fields["summary"])
+        except InputError as fault:
+            raise InputError(f"{source}: row {number}: {fault}") from None
+    return predictions
+
+
+def summary(records: list[Record]) -> dict[str, Any]:
+    """What a manifest says of records: how many, and their fingerprint."""
+    return {"rows": len(records), "sha256": fingerprint(records)}
+
+
+def fingerprint(records: Iterable[Record]) -> str:
+    """SHA-256, in hex, of the records' content in their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps([record.id, record.dialogue, record.references, record.topic]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words) or "nothing"
+
+
+def _place(path: str | Path) -> Path:
+    return EMBEDDED.get(str(path)) or Path(path).expanduser()
+
+
+def _is_hub_name(path: str | Path) -> bool:
+    """`owner/name`, unless something is there, or it reads as a mistyped file (its ending, or its folder exists)."""
+    is_pair = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path))
+    return bool(is_pair) and Path(path).suffix not in EXTENSIONS and not Path(path).parent.is_dir()
+
+
+def _find_rows(
+    path: str | Path, split: str, keys: dict[str, tuple[str, ...]], needed: set[str]
+) -> tuple[str, list[Any]]:
+    """The source to name in messages, and its rows; a needed field that no row has is told once, not for each row."""
+    place = _place(path)
+    file = find_split(path, split) or place  # one file is read whole, whichever split it stands for
+    if file.is_dir():
+        there, wanted = _listed(sorted(entry.name for entry in file.iterdir())), _listed(SPLIT_STEMS[split])
+        raise InputError(f"{file} holds {there}; expected for {split} one of {wanted}, ending in {_listed(EXTENSIONS)}")
+    source, rows = (str(file), _file_rows(file)) if file.is_file() else (str(path), _hub_rows(str(path), split))
+    if not rows:
+        raise InputError(f"{source}: no rows; expected at least one")
+    known = {name for row in rows if isinstance(row, dict) for name in _flat(row)}
+    if missing := [" or ".join(names) for field, names in keys.items() if field in needed and known.isdisjoint(names)]:
+        present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
+        cure = "say with columns which of these holds which field, for example columns: {dialogue: text}"
+        raise InputError(f"{source}: no column or key {_listed(missing)}; there are {_listed(present)}; {cure}")
+    return source, rows
+
+
+def _hub_rows(name: str, split: str) -> list[Any]:
+    try:
+        from datasets import load_dataset  # seconds to import, and only Hub data needs it
+
+        splits = load_dataset(name)
+    except Exception as error:  # the Hub's clients raise half a dozen unrelated types for "not reachable"
+        cure = "without a connection, download it elsewhere as CSV or JSON lines and give the path of that file"
+        raise InputError(f"{name}: not loaded from the Hub ({type(error).__name__}: {error}); {cure}") from error
+    for candidate in HUB_SPLITS[split]:
+        if candidate in splits:
+            return list(splits[candidate])
+    raise InputError(f"{name}: no {split} split ({_listed(HUB_SPLITS[split])}); the data set has {_listed(splits)}")
+
+
+def _file_rows(path: Path) -> list[Any]:
+    """Decodes a file and reads it as JSON, JSON lines or CSV, whichever its first character says."""
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        cure = "save it as UTF-8"
+        with contextlib.suppress(UnicodeDecodeError):
+            raw.decode("cp949")
+            old, new = shlex.quote(str(path)), shlex.quote(str(path.with_stem(f"{path.stem}_utf8")))
+            cure = f"it looks like CP949: save it as UTF-8, for example iconv -f CP949 -t UTF-8 {old} > {new}"
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; {cure}") from error
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    return _json_rows(path, text) if text.lstrip()[0] in "[{" else _csv_rows(path, text)
+
+
+def _json_rows(path: Path, text: str) -> list[Any]:
+    # inside one JSON value, a line that opens a brace never follows a line that closes one: a comma would stand between
+    is_json_lines = bool(re.match(r"\s*\{.*\}\s*\n\s*\{", text))
+    # not splitlines(): it also splits at U+2028 and U+0085, which JSON strings may hold
+    pieces = text.split("\n") if is_json_lines else [text]
+    values = []
+    for number, piece in enumerate(pieces, 1):
+        if not piece.strip():
+            continue
+        try:
+            values.append(json.loads(piece))
+        except json.JSONDecodeError as error:
+            place = f"line {number + error.lineno - 1}, column {error.colno}"
+            raise InputError(f"{path}: broken JSON at {place}: {error.msg}; correct it there") from error
+    if is_json_lines or isinstance(values[0], list):
+        return values if is_json_lines else values[0]
+    rows = values[0].get("data")
+    return rows if isinstance(rows, list) else values
+
+
+def _csv_rows(path: Path, text: str) -> list[Any]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines, start = [], 1
+    try:
+        for fields in reader:
+            if fields:  # an empty line is no row
+                lines.append((start, fields))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        place = f"in the row that starts at line {start} (noticed at line {reader.line_num})"
+        cure = 'close every quote, and write a quote inside a field as ""'
+        raise InputError(f"{path}: broken CSV {place}: {error}; {cure}") from error
+    header = [name.strip() for name in lines[0][1]]
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise InputError(f"{path}: the header names {_listed(repeated)} more than once; rename all but one")
+    for start, fields in lines:
+        if len(fields) != len(header):
+            cure = "put text with commas or line breaks in double quotes"
+            raise InputError(f"{path}: line {start}: {len(fields)} fields, but the header has {len(header)}; {cure}")
+    return [dict(zip(header, fields, strict=True)) for _, fields in lines[1:]]
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """One row of any family under the names of KEYS, its values unchecked."""
+    if isinstance(row.get("body"), dict):  # AI-Hub
+        info = _within(row, "header", "dialogueInfo")
+        return row["body"] | {"id": _within(info, "dialogueID"), "topic": _within(info, "topic")}
+    if isinstance(talk := row.get("input"), dict):  # NIKL
+        topic = talk.get("subject_keyword")
+        return row | {"dialogue": talk.get("conversation"), "summary": row.get("output"), "topic": topic}
+    numbered = sorted((name for name in row if re.fullmatch(r"summary\d+", name)), key=lambda name: int(name[7:]))
+    if numbered:  # several references, one a column
+        several = [row[name] for name in ("summary", *numbered) if row.get(name) is not None]
+        return {"references": several} | row
+    return row
+
+
+def _within(value: Any, *names: str) -> Any:
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _pick(row: Any, keys: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """One row's value for each field, None where it has none."""
+    if not isinstance(row, dict):
+        raise InputError(f"{row!r:.60} is not an object with named values")
+    flat = _flat(row)
+    return {
+        key: next((flat[name] for name in names if flat.get(name) is not None), None) for key, names in keys.items()
+    }
+
+
+def _record(fields: dict[str, Any], need_references: bool) -> Record:
+    """Checks one row; an InputError here is a fault of this row only."""
+    name, dialogue = _identity(fields["id"]), fields["dialogue"]
+    if isinstance(dialogue, list):
+        dialogue = "\n".join(filter(None, (_turn(number, turn) for number, turn in enumerate(dialogue, 1))))
+    dialogue = _text("dialogue", dialogue)
+    if not dialogue:
+        raise InputError("empty dialogue")
+    references = tuple(filter(None, (_text("reference", text) for text in _several(fields["references"]))))
+    if need_references and not references:
+        raise InputError("no reference summary")
+    topic = ", ".join(_text("topic", word) for word in _several(fields["topic"]))
+    return Record(name, dialogue, references, topic)
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _turn(number: int, turn: Any) -> str:
+    """`speaker: utterance` on one line, since a line is a turn from here on; nothing where nothing was said."""
+    speaker = _within(turn, "speaker") or _within(turn, "participantID")
+    if not speaker:
+        raise InputError(f"turn {number} has no speaker or participantID: {turn!r:.60}")
+    utterance = _text(f"utterance of turn {number}", _within(turn, "utterance")).replace("\n", " ")
+    return f"{speaker}: {utterance}" if utterance else ""
+
+
+def _identity(value: Any) -> str:
+    name = _text("id", str(value) if isinstance(value, int) else value)
+    if not name:
+        raise InputError("no id")
+    return name
+
+
+def _text(what: str, value: Any) -> str:
+    """The text as it stands, but with newlines as line ends, and without blanks at their ends or around the whole."""
+    if value is None:
+        raise InputError(f"no {what}")
+    if not isinstance(value, str):
+        raise InputError(f"{what} is {value!r:.60}, not a string")
+    if re.search("[\ud800-\udfff]", value):  # JSON can escape one alone; no tokenizer and no file takes it
+        raise InputError(f"{what} is not valid Unicode: it has half of a surrogate pair")
+    lines = value.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "\n".join(line.rstrip() for line in lines).strip()

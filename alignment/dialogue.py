@@ -1,0 +1,183 @@
+"""One record -> prompt and completion: the only home of prompts, instructions and templates."""
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from alignment.data import Record
+from alignment.errors import InputError
+
+FORMS = ("instruction", "chat", "template")
+
+SYSTEM = {"ko": "당신은 대화를 요약하는 전문가입니다.", "en": "You are an expert at summarising dialogues."}
+# By phase; a model is used with the first instruction of the last phase that it was trained in.
+INSTRUCTIONS: dict[int, dict[str, tuple[str, ...]]] = {
+    1: {
+        "ko": ("다음 대화를 간결하게 요약해주세요.",),
+        "en": ("Summarise the following dialogue concisely.",),
+    },
+    2: {
+        "ko": (
+            "다음 대화를 요약해주세요.",
+            "아래 대화의 핵심 내용을 정리해주세요.",
+            "주어진 대화를 간단히 요약하세요.",
+            "다음 대화에서 중요한 정보를 추출해 요약하세요.",
+            "대화 내용을 한 문단으로 요약해주세요.",
+        ),
+        "en": (
+            "Summarise the following dialogue.",
+            "Set out the key points of the dialogue below.",
+            "Briefly summarise the given dialogue.",
+            "Extract the important information from the following dialogue and summarise it.",
+            "Summarise the dialogue in one paragraph.",
+        ),
+    },
+}
+
+_TAG = re.compile(r"#\w+#")
+
+
+def language(text: str) -> str:
+    """`ko` where at least a tenth of the letters outside tags such as #Person1# are Hangul, else `en`."""
+    letters = [c for c in _TAG.sub("", text) if c.isalpha()]
+    hangul = sum("가" <= c <= "힣" for c in letters)
+    return "ko" if hangul * 10 >= len(letters) else "en"
+
+
+def render(dialogue: str, instruction: str, form: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt as text, up to where the summary begins.
+
+    Raises:
+        InputError: An unknown form, or `template` with a tokenizer that has no chat template.
+    """
+    if form == "instruction":
+        return f"### Instruction:\n{instruction}\n\n### Input:\n{dialogue}\n\n### Response:\n"
+    system = SYSTEM[language(dialogue)]
+    if form == "chat":
+        return f"<|system|>\n{system}\n<|user|>\n{instruction}\n\n{dialogue}\n<|assistant|>\n"
+    if form == "template":
+        return _apply_template(tokenizer, [{"role": "user", "content": f"{system} {instruction}\n\n{dialogue}"}])
+    raise InputError(f"--prompt_form {form}: expected one of {', '.join(FORMS)}.")
+
+
+def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    if tokenizer.chat_template is None:
+        raise InputError("--prompt_form template: this model has no chat template; use instruction or chat.")
+    # `enable_thinking` is read by the templates of models that think first (Qwen3) and ignored by the others.
+    is_prompt = messages[-1]["role"] == "user"
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=is_prompt, enable_thinking=False
+    )
+
+
+def end_token_id(form: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a summary: the template's end of turn, or else the tokenizer's end token."""
+    if form != "template":
+        return tokenizer.eos_token_id
+    text = _apply_template(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": "끝"}])
+    tail = tokenizer(text.rpartition("끝")[2], add_special_tokens=False).input_ids
+    return tail[0] if tail and tail[0] in tokenizer.all_special_ids else tokenizer.eos_token_id
+
+
+def encode_prompt(prompt: str, form: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a rendered prompt; a chat template brings its own begin token."""
+    return tokenizer(prompt, add_special_tokens=form != "template").input_ids
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """A dialogue that lost turns to fit: its id, and how many turns it had and kept."""
+
+    id: str
+    turns: int
+    kept_turns: int
+
+
+def shorten(dialogue: str, fits: Callable[[str], bool]) -> str | None:
+    """The dialogue less as few whole turns as it takes to fit, or None where not even two turns fit.
+
+    Turns go from the middle outwards: openings say who speaks and why, endings what was agreed.
+    """
+    turns = dialogue.split("\n")
+    low, high = 1, len(turns)  # turns kept: the most that fits, by bisection
+    best = None
+    while low <= high:
+        keep = (low + high) // 2
+        head = turns[: (keep + 1) // 2]
+        tail = turns[len(turns) - keep // 2 :]
+        candidate = "\n".join(head + tail)
+        if fits(candidate):
+            best, low = candidate, keep + 1
+        else:
+            high = keep - 1
+    return best
+
+
+def fit_records(
+    records: list[Record],
+    form: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    reserved_tokens: int | None = None,
+) -> tuple[list[Record], list[Shortened]]:
+    """The records with too long dialogues shortened by whole turns, and the list of those.
+
+    Args:
+        max_tokens: Tokens that prompt and summary may take together.
+        reserved_tokens: Tokens kept for a summary that is yet to be generated; by default the reference's length.
+
+    Raises:
+        InputError: A single turn, or the summary alone, is too long.
+    """
+    longest = max((text for language_ in INSTRUCTIONS[2].values() for text in language_), key=len)
+    fitted, shortened = [], []
+    for record in records:
+        reserve = reserved_tokens
+        if reserve is None:
+            reserve = len(tokenizer(record.references[0], add_special_tokens=False).input_ids) + 1
+        room = max_tokens - reserve
+
+        def fits(dialogue: str, room: int = room) -> bool:
+            return len(encode_prompt(render(dialogue, longest, form, tokenizer), form, tokenizer)) <= room
+
+        dialogue = record.dialogue if fits(record.dialogue) else shorten(record.dialogue, fits)
+        if dialogue is None:
+            raise InputError(
+                f"Dialogue {record.id}: one turn of it, with its summary of {reserve} tokens, is longer than the "
+                f"{max_tokens} tokens that fit. Raise --max_length (up to the model's context), or split the turn."
+            )
+        if dialogue != record.dialogue:
+            counts = record.dialogue.count("\n") + 1, dialogue.count("\n") + 1
+            shortened.append(Shortened(record.id, *counts))
+        fitted.append(replace(record, dialogue=dialogue))
+    return fitted, shortened
+
+
+def instructions_for(record: Record, phase: int, which: str = "first", seed: int = 0) -> tuple[str, ...]:
+    """The instructions that a record is trained with in a phase: the first, `all`, or one at `random` by its id."""
+    choices = INSTRUCTIONS[phase][language(record.dialogue)]
+    if which == "all":
+        return choices
+    if which == "random":
+        return (random.Random(f"{seed} {record.id}").choice(choices),)
+    if which == "first":
+        return choices[:1]
+    raise InputError(f"--phase2_instructions {which}: expected all or random.")
+
+
+def prompt_for(record: Record, phase: int, form: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt that a model trained up to `phase` is used with."""
+    return render(record.dialogue, instructions_for(record, phase)[0], form, tokenizer)
+
+
+def encode_example(
+    record: Record, instruction: str, form: str, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[int]]:
+    """A training example: `input_ids` and `labels` (T tokens each), with loss on the summary and its end token only."""
+    prompt = encode_prompt(render(record.dialogue, instruction, form, tokenizer), form, tokenizer)
+    summary = tokenizer(record.references[0], add_special_tokens=False).input_ids
+    completion = [*summary, end_token_id(form, tokenizer)]
+    return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}

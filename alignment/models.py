@@ -1,0 +1,183 @@
+"""Tokenizer, base model (4-bit, 8-bit, bf16, fp32) and LoRA adapters, for training and for use."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig
+
+from alignment import embedded
+from alignment.errors import InputError
+
+Tokenizer = PreTrainedTokenizerBase
+
+
+def resolve(name_or_path: str) -> str:
+    """The path or Hub name behind `--model_name_or_path`, where `embedded` stands for the embedded model.
+
+    Raises:
+        InputError: It looks like a folder and is none.
+    """
+    if name_or_path == embedded.NAME:
+        return str(embedded.embedded_model_path())
+    path = Path(name_or_path)
+    looks_like_path = path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") != 1
+    if path.exists() or not looks_like_path:
+        if path.exists() and not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
+            raise InputError(
+                f"--model_name_or_path {name_or_path}: no config.json or adapter_config.json in it. "
+                "Expected a model folder, such as runs/sft/phase2."
+            )
+        return name_or_path
+    raise InputError(
+        f"--model_name_or_path {name_or_path}: no such folder. Expected a folder or a Hub name `owner/name`."
+    )
+
+
+def native_dtype() -> torch.dtype:
+    """bfloat16 where the hardware computes in it (CUDA from Ampere on, CPUs with AMX tiles), else float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
+
+
+def quantization(config: ModelConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """The bitsandbytes settings of `load_in_4bit` (NF4, double quantisation) or `load_in_8bit`, if either is on."""
+    if config.load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.bnb_4bit_quant_type,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=config.use_bnb_nested_quant,
+            bnb_4bit_quant_storage=config.bnb_4bit_quant_storage,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if config.load_in_8bit else None
+
+
+def load_tokenizer(name_or_path: str, revision: str = "main") -> PreTrainedTokenizerBase:
+    """The tokenizer, padding on the left, with a pad token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name_or_path), revision=revision, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name_or_path, error) from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{name_or_path}: its tokenizer has no end token (eos_token), which ends each summary.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(config: ModelConfig) -> PreTrainedModel:
+    """The base model in its type and quantisation, on this process's device.
+
+    Raises:
+        InputError: No such model, or full training of quantised weights was asked for.
+    """
+    if (config.load_in_4bit or config.load_in_8bit) and not config.use_peft:
+        raise InputError("--use_peft false: quantised weights cannot be trained; use LoRA, or no quantisation.")
+    dtype = getattr(torch, config.dtype) if config.dtype else native_dtype()
+    quantization_config = quantization(config, dtype)
+    # A quantised model is placed while it loads; every other one is placed by the trainer or by `to`.
+    device_map = {"": PartialState().device} if quantization_config is not None else None
+    name = resolve(config.model_name_or_path)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=config.model_revision,
+            dtype=dtype,
+            attn_implementation=config.attn_implementation,
+            quantization_config=quantization_config,
+            device_map=device_map,
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loaded(config.model_name_or_path, error) from error
+
+
+def _not_loaded(name: str, error: Exception) -> InputError:
+    first_line = str(error).strip().splitlines()[0]
+    return InputError(
+        f"The model {name} cannot be loaded: {first_line} "
+        "Check the name, log in with `hf auth login` if it is gated, or download it and give the folder."
+    )
+
+
+def lora_config(config: ModelConfig) -> LoraConfig:
+    """LoRA on the linear layers of whatever architecture, except the output head, unless `lora_target_modules` says.
+
+    Source: QLoRA (arXiv 2305.14314) section 4: adapters on all linear layers match full fine-tuning; the names differ
+    by architecture (q_proj in Llama, query_key_value in GPT-NeoX), so PEFT reads them from the model.
+    """
+    return LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.lora_target_modules or "all-linear",
+        target_parameters=config.lora_target_parameters,
+        modules_to_save=config.lora_modules_to_save,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def base_of(folder: str | Path) -> str | None:
+    """The base model that an adapter folder names, or None where the folder holds a whole model."""
+    path = Path(folder) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    name = json.loads(path.read_text())["base_model_name_or_path"]
+    # The cache of the embedded model lies elsewhere on another machine.
+    return embedded.NAME if Path(name).name == embedded.FOLDER else name
+
+
+def add_adapter(base: PreTrainedModel, folder: str | Path, trainable: bool = False) -> PeftModel:
+    """The base with the adapter of `folder` on it.
+
+    Raises:
+        InputError: The adapter was made for a base of another shape.
+    """
+    try:
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable, autocast_adapter_dtype=False)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(
+            f"{folder}: this adapter does not fit the base model {base.name_or_path} "
+            f"(it was made for {base_of(folder)}): {str(error).strip().splitlines()[-1].strip()}"
+        ) from error
+
+
+def load_for_training(config: ModelConfig, start_from: Path | None = None) -> PreTrainedModel | PeftModel:
+    """The model to train: a base with new LoRA adapters on it, or what an earlier phase left in `start_from`.
+
+    Adapters have the type of the base. Source: QLoRA (arXiv 2305.14314) section 3; on a bfloat16 base float32
+    adapters cost a cast in every layer and gain nothing measurable.
+    """
+    if not config.use_peft:
+        return load_base(replace(config, model_name_or_path=str(start_from)) if start_from else config)
+    base = load_base(config)
+    if start_from is not None:
+        return add_adapter(base, start_from, trainable=True)
+    return get_peft_model(base, lora_config(config), autocast_adapter_dtype=False)
+
+
+def load_for_use(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model to generate with, from a base, a whole model or an adapter folder, and its tokenizer."""
+    folder = config.model_name_or_path
+    tokenizer = load_tokenizer(folder, config.model_revision)
+    base = base_of(resolve(folder))
+    if base is None:
+        model = load_base(config)
+    else:
+        model = add_adapter(load_base(replace(config, model_name_or_path=base)), folder)
+    if not (config.load_in_4bit or config.load_in_8bit):
+        model = model.to(PartialState().device)
+    return model.eval(), tokenizer

@@ -1,0 +1,110 @@
+"""What one sees while waiting: rich progress bars with rate, time left and peak memory."""
+
+import resource
+import sys
+from types import TracebackType
+from typing import Any
+
+import rich.progress as bar
+import torch
+from rich.console import Console
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+console = Console(stderr=True)
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this process so far, in GiB: of the GPU where there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    kilobytes_per_unit = 1 / 1024 if sys.platform == "darwin" else 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes_per_unit / 2**20
+
+
+class _Text(bar.TextColumn):
+    """A text column that a piped log does without."""
+
+
+def _bar() -> bar.Progress:
+    return bar.Progress(
+        bar.TextColumn("{task.description}"),
+        bar.BarColumn(bar_width=24),
+        bar.MofNCompleteColumn(),
+        bar.TextColumn("{task.fields[note]}"),
+        bar.TimeElapsedColumn(),
+        bar.TextColumn("left"),
+        bar.TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+class Progress:
+    """A bar with rows a second, time left and peak memory; in a log that is no terminal, a line every tenth."""
+
+    def __init__(self, description: str | None, total: int) -> None:
+        self.description, self.total, self.done = description, total, 0
+        self._bar = _bar() if description else None
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self.description or "", total=self.total, note="")
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, rows: int) -> None:
+        """Counts rows as done."""
+        before, self.done = self.done, self.done + rows
+        if not self._bar:
+            return
+        task = self._bar.tasks[self._task]
+        rate = self.done / task.elapsed if task.elapsed else 0.0
+        note = f"{rate:.1f} rows/s, {peak_memory_gib():.1f} GiB"
+        self._bar.update(self._task, advance=rows, note=note)
+        if not console.is_terminal and before * 10 // self.total != self.done * 10 // self.total:
+            console.print(f"{self.description}: {self.done}/{self.total} rows, {note}")
+
+
+class TrainingProgress(TrainerCallback):
+    """Shows a training run: loss, tokens a second, time left, peak memory, and held-out figures as they come."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._bar = _bar()
+        self._bar.start()
+        self._task = self._bar.add_task(self.description, total=state.max_steps, completed=state.global_step, note="")
+        self._tokens_before = state.num_input_tokens_seen
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or not hasattr(self, "_bar"):
+            return
+        held_out = {k.removeprefix("eval_"): v for k, v in logs.items() if k in ("eval_loss", "eval_rouge")}
+        if held_out:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
+            self._bar.console.print(f"{self.description} step {state.global_step}: held-out {figures}")
+        if "loss" not in logs:
+            return
+        task = self._bar.tasks[self._task]
+        rate = (state.num_input_tokens_seen - self._tokens_before) / task.elapsed if task.elapsed else 0.0
+        note = f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s, {peak_memory_gib():.1f} GiB"
+        self._bar.update(self._task, completed=state.global_step, note=note)
+        if not console.is_terminal:
+            left = task.time_remaining
+            console.print(
+                f"{self.description} step {state.global_step}/{state.max_steps}: {note}"
+                + (f", {left / 60:.1f} min left" if left else "")
+            )
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero and hasattr(self, "_bar"):
+            self._bar.stop()

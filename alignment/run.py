@@ -1,0 +1,245 @@
+"""The frame of every run: user errors, output folders that are never overwritten, resume, and the manifest."""
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers.trainer_callback import TrainerState
+from transformers.utils import logging as transformers_logging
+
+from alignment.errors import InputError
+from alignment.progress import console, peak_memory_gib
+
+MANIFEST = "manifest.json"
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
+# Settings that may differ between a run and its continuation, because the result does not depend on them.
+FREE_SETTINGS = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "phases", "report_to", "run_name", "project",
+    "logging_dir", "disable_tqdm", "log_level", "push_to_hub", "hub_token", "hub_model_id", "trackio_space_id",
+    "save_total_limit", "dataloader_num_workers", "local_rank",
+}  # fmt: skip
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Runs a recipe; a user's error ends in one message and exit code 2, a bug keeps its traceback."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        main()
+    except InputError as error:
+        _say_once(f"error: {error}")
+        code = 2
+    except KeyboardInterrupt:
+        _say_once("stopped. Go on from the last checkpoint with --resume_from_checkpoint true.")
+        code = 130
+    except Exception as error:
+        if "No space left on device" not in str(error):
+            raise
+        _say_once(
+            f"error: the disk is full: {error}. Free some space; --resume_from_checkpoint true goes on from there."
+        )
+        code = 2
+    else:
+        code = 0
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if code:
+        sys.exit(code)
+
+
+def _say_once(message: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Tells the user something, from the main process only."""
+    if PartialState().is_main_process:
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def settings_of(*configs: Any) -> dict[str, Any]:
+    """All settings of a run as plain values; tokens and keys are left out by `to_dict`."""
+    settings: dict[str, Any] = {}
+    for config in configs:
+        values = config.to_dict() if hasattr(config, "to_dict") else dataclasses.asdict(config)
+        settings |= values
+    return json.loads(json.dumps(settings, default=str))
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """The manifest of a result folder, or None where there is none."""
+    path = Path(folder) / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Writes JSON beside its place and renames it, so that a killed run never leaves half a file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint: its `trainer_state.json`, written last, is there and readable."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            TrainerState.load_from_json(str(path / "trainer_state.json"))
+        except (OSError, ValueError, TypeError):
+            continue
+        return path
+    return None
+
+
+def make_folder(folder: Path) -> None:
+    """Makes an output folder.
+
+    Raises:
+        InputError: It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"--output_dir {folder}: cannot be written ({error.strerror}). Choose another folder."
+        ) from error
+
+
+class Run:
+    """One result folder, from start to finish.
+
+    `Run.start` decides what there is to do, `finish` writes the manifest that marks the result as whole.
+
+    Attributes:
+        finished: The result is already there; nothing to do.
+        checkpoint: Where to go on from, or None to begin at the beginning.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], finished: bool, checkpoint: Path | None) -> None:
+        self.folder, self.manifest, self.finished, self.checkpoint = folder, manifest, finished, checkpoint
+        self._started = time.monotonic()
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        settings: dict[str, Any],
+        facts: dict[str, Any],
+        overwrite: bool = False,
+        resume: str | None = None,
+    ) -> "Run":
+        """Looks at the folder, refuses to overwrite it, and writes the manifest of an unfinished run.
+
+        Args:
+            settings: All settings; a continuation must have the same, but for `FREE_SETTINGS`.
+            facts: What else belongs into the manifest, such as the data's fingerprints.
+            resume: `true` for the last whole checkpoint of the folder, or the path of one.
+
+        Raises:
+            InputError: The folder holds another run, or an unfinished one and `resume` was not asked for.
+        """
+        state = PartialState()
+        with state.main_process_first():
+            previous = read_manifest(folder)
+            if overwrite and state.is_main_process and folder.exists():
+                if previous is None and any(folder.iterdir()):
+                    raise InputError(
+                        f"{folder}: not a result of this program, so it is not deleted. Choose another folder."
+                    )
+                shutil.rmtree(folder)
+            previous = None if overwrite else previous
+            finished, checkpoint = cls._inspect(folder, previous, settings, resume)
+            manifest = {
+                "finished": finished,
+                **facts,
+                "settings": settings,
+                "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+                "commit": _commit(),
+                "machine": _machine(),
+                "world_size": state.num_processes,
+            }
+            if finished and previous:
+                manifest = previous
+            elif state.is_main_process:
+                make_folder(folder)
+                write_json(manifest, folder / MANIFEST)
+        return cls(folder, manifest, finished, checkpoint)
+
+    @staticmethod
+    def _inspect(
+        folder: Path, previous: dict[str, Any] | None, settings: dict[str, Any], resume: str | None
+    ) -> tuple[bool, Path | None]:
+        if previous is None:
+            if folder.is_dir() and any(folder.iterdir()):
+                raise InputError(f"{folder}: exists and is not empty. Choose another --output_dir.")
+            return False, None
+        old = previous["settings"]
+        changed = [k for k in settings if k not in FREE_SETTINGS and old.get(k) != settings[k]]
+        if changed:
+            listed = ", ".join(f"{k} {old.get(k)} -> {settings[k]}" for k in changed[:5])
+            raise InputError(
+                f"{folder}: holds a run with other settings ({listed}). "
+                "Choose another --output_dir, or add --overwrite_output_dir to delete it."
+            )
+        if previous["finished"]:
+            return True, None
+        wanted = resume is not None and resume.lower() not in ("false", "no")
+        if wanted and resume.lower() not in ("true", "yes"):
+            checkpoint = Path(resume)
+            if checkpoint.parent.resolve() != folder.resolve():
+                return False, None  # a checkpoint of the other phase
+            if not (checkpoint / "trainer_state.json").is_file():
+                raise InputError(
+                    f"--resume_from_checkpoint {resume}: not a whole checkpoint. Write `true` for the last."
+                )
+            return False, checkpoint
+        found = last_checkpoint(folder)
+        if found is not None and not wanted:
+            raise InputError(
+                f"{folder}: holds an unfinished run ({found.name}). Go on with --resume_from_checkpoint true, "
+                "or add --overwrite_output_dir to delete it and start again."
+            )
+        return False, found
+
+    def finish(self, **facts: Any) -> None:
+        """Marks the result as whole, with its seconds, peak memory and whatever else is known by now."""
+        self.manifest |= {
+            "finished": True,
+            "seconds": round(time.monotonic() - self._started, 1),
+            "peak_memory_gib": round(peak_memory_gib(), 3),
+            **facts,
+        }
+        if PartialState().is_main_process:
+            write_json(self.manifest, self.folder / MANIFEST)
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _machine() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+    }

@@ -1,0 +1,110 @@
+"""Phases 1 and 2: from a file of dialogues to a model that summarises them.
+
+    accelerate launch recipes/sft.py
+    accelerate launch recipes/sft.py --config recipes/configs/qwen3-4b.yaml --dataset_path my_dialogues.csv
+    accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/sft.py --config recipes/configs/solar-10.7b.yaml
+
+Without arguments it trains the embedded model on the embedded dialogues. Phase 1 fine-tunes with one instruction,
+phase 2 goes on from phase 1's adapter with five. Results: OUTPUT_DIR/phase1 and OUTPUT_DIR/phase2.
+"""
+
+import copy
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from alignment import data, dialogue, models, run
+from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
+from alignment.errors import InputError
+from alignment.sft import HeldOut, make_trainer
+from reward.rouge import rouge
+
+Split = tuple[list[data.Record], list[data.Record]]  # to train on, held out
+
+
+def main(argv: list[str] | None = None) -> None:
+    classes = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
+    model_args, data_args, prompt_args, args = parse(classes, argv, default_config=CONFIGS / "embedded.yaml")
+    if args.phases not in ("1", "2", "1,2"):
+        raise InputError(f"--phases {args.phases}: expected 1, 2 or 1,2. Phase 3 is recipes/ppo.py.")
+    prompt_args.prompt_form = prompt_args.prompt_form or "instruction"
+    output = Path(args.output_dir)
+    run.make_folder(output)
+
+    tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    (train, held_out), rejected = data.load_train_and_eval(data_args)
+    if rejected:
+        data.write_rejected(rejected, output / "rejected.jsonl")
+        run.say(f"{len(rejected)} bad rows were left out: {output / 'rejected.jsonl'}.")
+    train, shortened = dialogue.fit_records(train, prompt_args.prompt_form, tokenizer, args.max_length)
+    held_out, more = dialogue.fit_records(held_out, prompt_args.prompt_form, tokenizer, args.max_length)
+    if shortened or more:
+        run.write_json([asdict(item) for item in shortened + more], output / "shortened.json")
+        run.say(f"{len(shortened + more)} dialogues were shortened by whole turns: {output / 'shortened.json'}.")
+    run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
+
+    for phase in map(int, args.phases.split(",")):
+        train_phase(phase, (train, held_out), tokenizer, model_args, prompt_args, args)
+
+
+def train_phase(
+    phase: int,
+    split: Split,
+    tokenizer: models.Tokenizer,
+    model_args: ModelArguments,
+    prompt_args: PromptArguments,
+    args: SFTArguments,
+) -> None:
+    """Takes one phase from the base (1) or from phase 1's result (2) to a finished folder, unless it is there."""
+    (train, held_out), form = split, prompt_args.prompt_form
+    folder, before = Path(args.output_dir) / f"phase{phase}", Path(args.output_dir) / "phase1"
+    if phase == 2 and not (run.read_manifest(before) or {}).get("finished"):
+        raise InputError(f"Phase 2 goes on from phase 1, but {before} holds no finished result. Use --phases 1,2.")
+    settings = run.settings_of(model_args, prompt_args, args)
+    settings = {key: value for key, value in settings.items() if phase == 2 or not key.startswith("phase2_")}
+    facts = {
+        "phase": phase,
+        "prompt_form": form,
+        "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
+    }
+    current = run.Run.start(folder, settings, facts, args.overwrite_output_dir, args.resume_from_checkpoint)
+    if current.finished:
+        run.say(f"Phase {phase}: already done, {folder}.")
+        return
+    if current.checkpoint:
+        run.say(f"Phase {phase}: going on from {current.checkpoint}.")
+
+    which = args.phase2_instructions if phase == 2 else "first"
+    examples = [
+        dialogue.encode_example(record, instruction, form, tokenizer)
+        for record in train
+        for instruction in dialogue.instructions_for(record, phase, which, args.seed)
+    ]
+    held_out_examples = [
+        dialogue.encode_example(record, dialogue.instructions_for(record, phase)[0], form, tokenizer)
+        for record in held_out
+    ]
+    sample = held_out[: args.rouge_eval_rows]
+    prompts = [dialogue.prompt_for(record, phase, form, tokenizer) for record in sample]
+    summaries = HeldOut(
+        prompts=[dialogue.encode_prompt(prompt, form, tokenizer) for prompt in prompts],
+        references=[list(record.references) for record in sample],
+        score=lambda texts, references: rouge(texts, references, args.rouge_profile).mean,
+        end_token_id=dialogue.end_token_id(form, tokenizer),
+        max_new_tokens=prompt_args.max_new_tokens,
+    )
+    phase_args = copy.copy(args)
+    phase_args.output_dir = str(folder)
+    phase_args.num_train_epochs = args.num_train_epochs if phase == 1 else args.phase2_epochs
+    model = models.load_for_training(model_args, start_from=before if phase == 2 else None)
+    trainer = make_trainer(model, tokenizer, phase_args, examples, held_out_examples, summaries, f"Phase {phase}")
+    trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
+    trainer.save_model()
+    current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)
+    run.say(f"Phase {phase}: done in {current.manifest['seconds'] / 60:.1f} min, {folder}.")
+
+
+if __name__ == "__main__":
+    run.launch(main)

@@ -1,0 +1,601 @@
+"""alignment/data.py: every family of files, every fault with its place, splits, and the files we write."""
+
+import csv
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from alignment.data import (
+    Record,
+    Rejected,
+    find_split,
+    fingerprint,
+    hold_out,
+    load_records,
+    read_predictions,
+    write_rejected,
+    write_submission,
+)
+from alignment.errors import InputError
+
+HELLO = "#Person1#: 안녕하세요.\n#Person2#: 네, 반가워요."
+
+
+def row(name="a", dialogue=HELLO, **others):
+    return {"fname": name, "dialogue": dialogue, **others}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes text, bytes, or rows as JSON lines, and gives the path."""
+
+    def write_file(content, name="data.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            content = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write_file
+
+
+def fault_of(path, **options):
+    with pytest.raises(InputError) as caught:
+        load_records(path, **options)
+    return str(caught.value)
+
+
+# --- families ---------------------------------------------------------------------------------------------------------
+
+
+def test_csv_with_newlines_commas_and_quotes_inside_quotes(write):
+    path = write(f'fname,dialogue,summary,topic\na,"{HELLO}","그는 ""네"", 라고 했다.",인사\nb,#Person1#: 음,짧다,\n')
+    assert load_records(path) == (
+        [
+            Record("a", HELLO, ('그는 "네", 라고 했다.',), "인사"),
+            Record("b", "#Person1#: 음", ("짧다",), ""),
+        ],
+        [],
+    )
+
+
+def test_csv_test_file_without_summary_has_no_references(write):
+    records, _ = load_records(write(f'fname,dialogue,topic\na,"{HELLO}",인사\n'))
+    assert records == [Record("a", HELLO, (), "인사")]
+
+
+def test_csv_summary_columns_become_references_in_order_without_blanks(write):
+    records, _ = load_records(write("fname,dialogue,summary10,summary2,summary1,summary3\na,A: x,ten,two,one,\n"))
+    assert records[0].references == ("one", "two", "ten")
+
+
+def test_csv_summary_beside_numbered_summaries_comes_first(write):
+    records, _ = load_records(write("fname,dialogue,summary2,summary\na,A: x,two,one\n"))
+    assert records[0].references == ("one", "two")
+
+
+def test_dialogsum_jsonl_with_three_references_and_topics(write):
+    item = row(summary1="하나", summary2="둘", summary3="셋", topic1="인사", topic2="만남")
+    records, _ = load_records(write([item]))
+    assert records == [Record("a", HELLO, ("하나", "둘", "셋"), "인사")]
+
+
+@pytest.mark.parametrize("dump", [lambda items: json.dumps(items, indent=2), lambda items: items])
+def test_samsum_as_list_or_lines_with_carriage_returns(write, dump):
+    items = [{"id": str(n), "dialogue": "Amanda: Hi\r\nJerry: Hello", "summary": "They greet."} for n in (13818513, 7)]
+    records, _ = load_records(write(dump(items)))
+    assert records[0] == Record("13818513", "Amanda: Hi\nJerry: Hello", ("They greet.",))
+    assert [record.id for record in records] == ["13818513", "7"]
+
+
+def test_one_json_object_is_one_record(write):
+    records, _ = load_records(write(json.dumps(row(), indent=1)))
+    assert records == [Record("a", HELLO, ())]
+
+
+def nikl(output):
+    turns = [("SD1", "점심 먹었어?"), ("SD1", "난 아직."), ("SD1", ""), ("SD2", "나도\n아직.")]
+    conversation = [{"speaker": speaker, "utterance": utterance} for speaker, utterance in turns]
+    return {"id": "n-1", "input": {"conversation": conversation, "subject_keyword": ["점심", "약속"]}, "output": output}
+
+
+def test_nikl_keeps_speakers_and_consecutive_turns_one_line_each(write):
+    records, _ = load_records(write(json.dumps([nikl("둘은 점심을 이야기했다.")])))
+    dialogue = "SD1: 점심 먹었어?\nSD1: 난 아직.\nSD2: 나도 아직."
+    assert records == [Record("n-1", dialogue, ("둘은 점심을 이야기했다.",), "점심, 약속")]
+
+
+@pytest.mark.parametrize(("output", "references"), [("", ()), (None, ()), (["하나", "둘"], ("하나", "둘"))])
+def test_nikl_output_may_be_empty_or_a_list(write, output, references):
+    records, _ = load_records(write(json.dumps([nikl(output)])))
+    assert records[0].references == references
+
+
+def aihub(name, **body):
+    turns = [
+        {"utteranceID": "U1", "turnID": "T1", "participantID": "P01", "utterance": "뭐해?"},
+        {"utteranceID": "U2", "turnID": "T1", "participantID": "P01", "utterance": "자?"},
+        {"utteranceID": "U3", "turnID": "T2", "participantID": "P02", "utterance": "아니"},
+    ]
+    info = {"numberOfTurns": 2, "topic": "일상", "dialogueID": name}
+    return {"header": {"dialogueInfo": info}, "body": {"dialogue": turns, **body}}
+
+
+@pytest.mark.parametrize("separator", ["", "\n"])
+def test_aihub_object_with_data(write, separator):
+    items = f",{separator}".join(json.dumps(aihub(name, summary="안부를 묻는다.")) for name in ("d1", "d2"))
+    path = write(f'{{"numberOfItems": 2, "data": [{separator}{items}{separator}]}}', "aihub.csv")
+    records, _ = load_records(path)
+    assert records[0] == Record("d1", "P01: 뭐해?\nP01: 자?\nP02: 아니", ("안부를 묻는다.",), "일상")
+    assert len(records) == 2
+
+
+def test_aihub_without_summary(write):
+    records, _ = load_records(write(json.dumps({"data": [aihub("d1")]})))
+    assert records[0].references == ()
+
+
+@pytest.mark.parametrize("key", ["references", "summaries", "summary"])
+def test_list_of_references_under_any_of_its_keys(write, key):
+    records, _ = load_records(write([row(**{key: ["하나", "둘"]})]))
+    assert records[0].references == ("하나", "둘")
+
+
+def test_family_is_told_by_content_not_by_ending(write):
+    assert load_records(write([row()], "lines.csv"))[0] == load_records(write(f'id,dialogue\na,"{HELLO}"', "c.json"))[0]
+
+
+def test_json_lines_are_not_split_at_unicode_line_separators(write):
+    records, _ = load_records(write([row(dialogue="A: 하나\u2028둘\x85셋"), row("b")]))
+    assert records[0].dialogue == "A: 하나\u2028둘\x85셋"
+
+
+def test_blank_lines_between_rows_are_no_rows(write):
+    lines = f"\n{json.dumps(row())}\n\n{json.dumps(row('b'))}\n\n"
+    assert [record.id for record in load_records(write(lines))[0]] == ["a", "b"]
+    assert [record.id for record in load_records(write("id,dialogue\n\na,A: x\n\n"))[0]] == ["a"]
+
+
+def test_byte_order_mark_is_no_part_of_the_header_or_the_json(write):
+    marked_csv, marked_json = b"\xef\xbb\xbffname,dialogue\na,A: x\n", b'\xef\xbb\xbf[{"id": "a", "dialogue": "A: x"}]'
+    assert load_records(write(marked_csv))[0] == load_records(write(marked_json))[0] == [Record("a", "A: x", ())]
+
+
+def test_crlf_csv_reads_like_lf(write):
+    text = f'fname,dialogue,summary\na,"{HELLO}",안녕\nb,A: x,음\n'
+    assert load_records(write(text.replace("\n", "\r\n"), "crlf"))[0] == load_records(write(text, "lf"))[0]
+
+
+def test_text_is_kept_but_for_blanks_at_line_ends(write):
+    decomposed = "\u1100\u1161"  # not NFC, and kept so
+    records, _ = load_records(write([row(dialogue=f" A:  {decomposed} \t\n\nB:  y  \n")]))
+    assert records[0].dialogue == f"A:  {decomposed}\n\nB:  y"
+
+
+def test_a_number_is_an_id(write):
+    assert load_records(write([{"id": 7, "dialogue": "A: x"}]))[0][0].id == "7"
+
+
+def test_a_null_under_one_name_gives_way_to_the_next_name(write):
+    path = write([{"fname": None, "id": "a", "dialogue": "A: x", "references": None, "summary": "s"}])
+    assert load_records(path)[0] == [Record("a", "A: x", ("s",))]
+
+
+def test_columns_rename_fields_and_win_over_the_usual_names(write):
+    path = write("fname,key,text,highlights\nx,1,A: x,ref\n")
+    columns = {"id": "key", "dialogue": "text", "references": "highlights"}
+    assert load_records(path, columns=columns)[0] == [Record("1", "A: x", ("ref",))]
+
+
+# --- faults of a file -------------------------------------------------------------------------------------------------
+
+
+def test_cp949_names_the_byte_and_the_command(write):
+    path = write("fname,dialogue\na,안녕\n".encode("cp949"), "old name.csv")
+    fault = fault_of(path)
+    assert "not UTF-8 at byte 17" in fault
+    assert f"looks like CP949: save it as UTF-8, for example iconv -f CP949 -t UTF-8 '{path}' > " in fault
+
+
+def test_other_encodings_only_ask_for_utf8(write):
+    fault = fault_of(write("fname,dialogue\na,hi\n".encode("utf-16")))
+    assert fault.endswith("not UTF-8 at byte 0; save it as UTF-8")
+
+
+def test_broken_json_line_is_named_with_column_and_the_parsers_word(write):
+    path = write(f'{json.dumps(row())}\n\n{{"fname": "b", "dialogue" "x"}}\n')
+    assert "broken JSON at line 3, column 27: Expecting ':' delimiter" in fault_of(path)
+
+
+def test_broken_json_list_is_named_with_line_and_column(write):
+    path = write('[\n  {"id": "a", "dialogue": "x"},\n  {"id": "b" "dialogue": "x"}\n]')
+    assert f"{path}: broken JSON at line 3, column 14: Expecting ',' delimiter" in fault_of(path)
+
+
+def test_text_after_the_first_json_line_is_named(write):
+    assert "line 2, column 1: Extra data" in fault_of(write(f"{json.dumps(row())}\noops\n"))
+
+
+def test_unclosed_quote_names_the_row_that_opened_it(write):
+    path = write('fname,dialogue\na,"A: x\ny"\nb,"A: z\nc,A: w\n')
+    assert f"{path}: broken CSV in the row that starts at line 4 (noticed at line 5)" in fault_of(path)
+
+
+def test_stray_quote_names_its_row(write):
+    assert "broken CSV in the row that starts at line 3" in fault_of(write('id,dialogue\na,x\nb,"he said "no" to"\n'))
+
+
+@pytest.mark.parametrize(("line", "count"), [("b,A: x, y", 3), ("b", 1)])
+def test_wrong_number_of_fields_names_the_line_in_any_mode(write, line, count):
+    path = write(f'fname,dialogue\na,"A: x\nB: y"\n{line}\n')
+    assert f"line 4: {count} fields, but the header has 2" in fault_of(path, bad_rows="skip")
+
+
+def test_a_header_name_twice(write):
+    assert "names dialogue more than once" in fault_of(write("id,dialogue,dialogue\na,x,y\n"))
+
+
+def test_missing_file_names_a_close_sibling(write):
+    path = write([row()], "train.jsonl")
+    assert f"did you mean {path}?" in fault_of(path.with_name("trian.jsonl"))
+
+
+def test_missing_file_without_a_close_sibling_names_what_is_expected(tmp_path):
+    fault = fault_of(tmp_path / "nowhere" / "x.csv")
+    assert "no such file" in fault
+    assert "embedded-ko" in fault
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "\ufeff"])
+def test_empty_file(write, content):
+    assert "the file is empty" in fault_of(write(content))
+
+
+@pytest.mark.parametrize("content", ["fname,dialogue,summary\n", "[]", '{"numberOfItems": 0, "data": []}'])
+def test_no_rows(write, content):
+    assert "no rows" in fault_of(write(content))
+
+
+@pytest.mark.parametrize("content", ["name,dialogue,text\na,b,c\n", [{"name": "a", "dialogue": "b", "text": "c"}]])
+def test_missing_column_names_it_those_present_and_the_cure(write, content):
+    fault = fault_of(write(content), bad_rows="skip")
+    assert "no column or key fname or id; there are name, dialogue, text; say with columns" in fault
+
+
+def test_missing_references_column_matters_only_where_references_are_needed(write):
+    path = write([row()])
+    assert load_records(path)[0]
+    assert "no column or key references or summaries or summary" in fault_of(path, need_references=True)
+
+
+def test_a_mapped_column_that_is_missing(write):
+    assert "no column or key text; there are fname, dialogue" in fault_of(write([row()]), columns={"dialogue": "text"})
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"bad_rows": "drop"}, "bad_rows is 'drop'; expected error or skip"),
+        ({"max_rows": 0}, "max_rows is 0; expected a positive number"),
+        (
+            {"columns": {"summary": "text"}},
+            "columns names summary; the fields of a record are id, dialogue, references",
+        ),
+        ({"split": "dev"}, "split is 'dev'; expected train, eval"),
+    ],
+)
+def test_options_out_of_range(write, options, fault):
+    assert fault in fault_of(write([row()]), **options)
+
+
+# --- faults of a row --------------------------------------------------------------------------------------------------
+
+
+BAD_ROWS = [
+    (row("b", ""), "empty dialogue"),
+    (row("b", " \n "), "empty dialogue"),
+    (row("b", None), "no dialogue"),
+    (row("b", 5), "dialogue is 5, not a string"),
+    (row("b", []), "empty dialogue"),
+    (row("b", [{"utterance": "x"}]), "turn 1 has no speaker"),
+    (row("b", [{"speaker": "A", "utterance": 3}]), "utterance of turn 1 is 3, not a string"),
+    (row("b", ["A: x"]), "turn 1 has no speaker or participantID: 'A: x'"),
+    (row("b", "A: \ud800"), "dialogue is not valid Unicode"),
+    (row("b", summary=3), "reference is 3, not a string"),
+    (row("b", references=["x", 3]), "reference is 3, not a string"),
+    (row("b", summary={"text": "x"}), "reference is {'text': 'x'}, not a string"),
+    (row("b", topic=3), "topic is 3, not a string"),
+    (row("first"), "duplicate id 'first', first used by row 1"),
+    (row(""), "no id"),
+    (row(None), "no id"),
+    ({"dialogue": "A: x"}, "no id"),
+    ({"fname": "b"}, "no dialogue"),
+    (["b"], "['b'] is not an object with named values"),
+]
+
+
+@pytest.mark.parametrize(("bad", "fault"), BAD_ROWS)
+def test_bad_row_stops_with_its_number_and_the_way_on(write, bad, fault):
+    path = write(json.dumps([row("first"), bad]))
+    message = fault_of(path)
+    assert message.startswith(f"{path}: 1 bad of 2 rows\n  row 2: {fault}")
+    assert message.endswith("--bad_rows skip")
+
+
+@pytest.mark.parametrize(("bad", "fault"), BAD_ROWS)
+def test_bad_row_is_skipped_with_its_content(write, bad, fault):
+    path = write(json.dumps([row("first"), bad, row("last")]))
+    records, rejected = load_records(path, bad_rows="skip")
+    assert [record.id for record in records] == ["first", "last"]
+    assert [(one.path, one.row) for one in rejected] == [(str(path), 2)]
+    assert rejected[0].fault.startswith(fault)
+    assert json.loads(rejected[0].content) == bad
+
+
+@pytest.mark.parametrize("references", ["", None, [], ["", " "]])
+def test_empty_reference_is_a_fault_only_where_needed(write, references):
+    path = write(json.dumps([row("first", references="x"), row("b", references=references)]))
+    assert load_records(path)[0][1].references == ()
+    assert "row 2: no reference summary" in fault_of(path, need_references=True)
+
+
+def test_first_ten_faults_are_shown_and_the_rest_counted(write):
+    message = fault_of(write([row(), *[row(f"b{n}", "") for n in range(13)]]))
+    assert message.count("empty dialogue") == 10
+    assert "row 11: empty dialogue\n  and 3 more\n" in message
+
+
+def test_csv_row_number_leaves_out_the_header_and_lines_inside_quotes(write):
+    _, rejected = load_records(write(f'fname,dialogue\na,"{HELLO}"\nb,\n'), bad_rows="skip")
+    assert (rejected[0].row, json.loads(rejected[0].content)) == (2, {"fname": "b", "dialogue": ""})
+
+
+def test_skip_is_still_an_error_where_no_row_is_good(write):
+    message = fault_of(write([row("a", ""), row("b", "")]), bad_rows="skip")
+    assert "2 bad of 2 rows" in message
+    assert "--bad_rows" not in message
+
+
+def test_max_rows_takes_the_first_good_rows_and_looks_no_further(write):
+    path = write([row("a", ""), row("b"), row("c"), row("d", "")])
+    records, rejected = load_records(path, bad_rows="skip", max_rows=2)
+    assert [record.id for record in records] == ["b", "c"]
+    assert [one.row for one in rejected] == [1]
+
+
+# --- folders, embedded sets, the Hub ----------------------------------------------------------------------------------
+
+
+def test_folder_splits_by_stem(write, tmp_path):
+    train, dev = write([row()], "train.csv"), write([row("b")], "dev.json")
+    write([row("c")], "test.jsonl")
+    write([row("d")], "dev_second.jsonl")
+    assert (find_split(tmp_path, "train"), find_split(tmp_path, "eval")) == (train, dev)
+    assert load_records(tmp_path)[0][0].id == "a"
+    assert load_records(str(tmp_path), split="eval")[0][0].id == "b"
+
+
+def test_eval_stems_in_their_order(write, tmp_path):
+    for stem in ("test", "valid", "validation", "dev", "eval"):
+        path = write([row()], f"{stem}.jsonl")
+        assert find_split(tmp_path, "eval") == path
+
+
+def test_folder_without_the_split_names_what_is_there(write, tmp_path):
+    write([row()], "train.jsonl")
+    write("read me", "notes.md")
+    assert find_split(tmp_path, "eval") is None
+    assert f"{tmp_path} holds notes.md, train.jsonl; expected for eval one of eval, dev" in fault_of(
+        tmp_path, split="eval"
+    )
+
+
+def test_empty_folder(tmp_path):
+    assert f"{tmp_path} holds nothing; expected for train one of train" in fault_of(tmp_path)
+
+
+def test_two_files_for_one_stem(write, tmp_path):
+    write([row()], "train.jsonl")
+    write([row()], "train.csv")
+    assert f"{tmp_path} holds train.csv, train.jsonl; keep one" in fault_of(tmp_path)
+
+
+def test_one_file_is_read_for_either_split_but_holds_no_eval_split(write):
+    path = write([row()])
+    assert load_records(path, split="eval") == load_records(path, split="train")
+    assert (find_split(path, "train"), find_split(path, "eval")) == (path, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "rows", "references"),
+    [
+        ("embedded-ko", "train", 112, 1),
+        ("embedded-ko", "eval", 32, 2),
+        ("embedded-en", "train", 22, None),
+        ("embedded-en", "eval", 10, None),
+    ],
+)
+def test_embedded_sets(name, split, rows, references):
+    records, rejected = load_records(name, split=split, need_references=True)
+    assert (len(records), rejected) == (rows, [])
+    assert references is None or {len(record.references) for record in records} == {references}
+
+
+def test_embedded_splits_share_no_dialogue():
+    for name in ("embedded-ko", "embedded-en"):
+        train, evaluation = load_records(name)[0], load_records(name, split="eval")[0]
+        assert {record.dialogue for record in train}.isdisjoint(record.dialogue for record in evaluation)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Stands in for `datasets`, which takes seconds to import and needs a network; no folder here shadows a name."""
+    monkeypatch.chdir(tmp_path)
+    splits = {}
+
+    def load_dataset(name):
+        if not splits:
+            raise ConnectionError(f"cannot reach {name}")
+        return splits
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    return splits
+
+
+def test_hub_data_set_with_columns(hub):
+    hub["train"] = [{"uid": 1, "text": "A: x", "abstract": "s", "fname": None}]
+    columns = {"id": "uid", "dialogue": "text", "references": "abstract"}
+    assert load_records("owner/name", columns=columns)[0] == [Record("1", "A: x", ("s",))]
+
+
+def test_hub_eval_prefers_validation_then_dev_then_test(hub):
+    for split in ("test", "dev", "validation"):
+        hub[split] = [row(split)]
+        assert load_records("owner/name", split="eval")[0][0].id == split
+    assert "no train split (train); the data set has test, dev, validation" in fault_of("owner/name")
+
+
+def test_hub_out_of_reach_says_how_to_bring_a_file(hub):
+    fault = fault_of("owner/name")
+    assert "ConnectionError: cannot reach owner/name" in fault
+    assert "give the path of that file" in fault
+
+
+def test_hub_name_has_no_split_on_disk(hub):
+    assert find_split("owner/name", "eval") is None
+
+
+@pytest.mark.parametrize("path", ["data/train.csv", "there/train"])
+def test_a_mistyped_local_path_is_no_hub_name(hub, tmp_path, path):
+    (tmp_path / "there").mkdir()
+    assert "no such file" in fault_of(path)
+
+
+# --- hold_out ---------------------------------------------------------------------------------------------------------
+
+
+def some(count):
+    return [Record(str(n), f"A: {n}", ()) for n in range(count)]
+
+
+def test_hold_out_is_a_partition_in_order_of_the_asked_size():
+    records = some(50)
+    train, held = hold_out(records, share=0.2)
+    assert len(held) == 10
+    assert sorted(train + held, key=records.index) == records
+    assert train == sorted(train, key=records.index)
+    assert held == sorted(held, key=records.index)
+
+
+def test_hold_out_depends_on_the_seed_alone():
+    assert hold_out(some(50)) == hold_out(some(50))
+    assert hold_out(some(50), seed=1) != hold_out(some(50), seed=2)
+
+
+def test_hold_out_never_puts_one_dialogue_on_both_sides():
+    records = [Record(str(n), f"A: {n % 7}", ()) for n in range(40)]
+    train, held = hold_out(records, share=0.3)
+    assert {record.dialogue for record in train}.isdisjoint(record.dialogue for record in held)
+    assert len(train) + len(held) == 40
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.001, 1), (0.999, 1)])
+def test_hold_out_leaves_both_sides_a_dialogue(share, size):
+    train, held = hold_out(some(2), share=share)
+    assert (len(train), len(held)) == (1, size)
+
+
+def test_hold_out_takes_no_more_than_most():
+    assert len(hold_out(some(100), share=0.5, most=3)[1]) == 3
+
+
+def test_hold_out_needs_two_distinct_dialogues():
+    with pytest.raises(InputError, match="1 distinct dialogues"):
+        hold_out([Record("a", HELLO, ()), Record("b", HELLO, ())])
+
+
+@pytest.mark.parametrize("options", [{"share": 0}, {"share": 1}, {"most": 0}])
+def test_hold_out_refuses_empty_or_whole_shares(options):
+    with pytest.raises(InputError, match="expected a share between 0 and 1"):
+        hold_out(some(5), **options)
+
+
+# --- what is written and read back ------------------------------------------------------------------------------------
+
+
+def test_write_rejected_writes_json_lines_even_of_broken_unicode(tmp_path):
+    rejected = [Rejected("f.csv", 2, "empty dialogue", '{"id": "가"}'), Rejected("f.csv", 3, "x", '"\ud800"')]
+    write_rejected(rejected, tmp_path / "new" / "rejected.jsonl")
+    text = (tmp_path / "new" / "rejected.jsonl").read_text(encoding="utf-8")
+    assert "가" in text
+    assert [Rejected(**json.loads(line)) for line in text.splitlines()] == rejected
+
+
+def test_submission_round_trip_in_order(tmp_path):
+    path = tmp_path / "new" / "submission.csv"
+    write_submission(["b", "a", "c"], ['그는 "네", 했다.', " 첫 줄\r\n둘째 줄\n\n셋째 ", "다"], path)
+    with path.open(encoding="utf-8", newline="") as file:
+        assert next(csv.reader(file)) == ["fname", "summary"]
+    predictions = read_predictions(path)
+    assert list(predictions.items()) == [("b", '그는 "네", 했다.'), ("a", "첫 줄 둘째 줄 셋째"), ("c", "다")]
+    assert [entry.name for entry in path.parent.iterdir()] == ["submission.csv"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "summaries", "fault"),
+    [
+        (["a", "b"], ["x"], "2 ids but 1 summaries"),
+        (["a", "b"], ["x", " \n"], "1 empty summaries, the first for 'b'"),
+    ],
+)
+def test_a_faulty_submission_leaves_the_old_file_alone(tmp_path, ids, summaries, fault):
+    path = tmp_path / "submission.csv"
+    write_submission(["a"], ["old"], path)
+    with pytest.raises(InputError, match=fault):
+        write_submission(ids, summaries, path)
+    assert read_predictions(path) == {"a": "old"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'fname,summary\na," x  "\nb,\n',
+        "id,summary\na,x\nb,\n",
+        [{"fname": "a", "summary": "x "}, {"fname": "b", "summary": ""}],
+        [{"id": "a", "summary": "x"}, {"id": "b", "summary": ""}],
+    ],
+)
+def test_read_predictions_by_either_key_stripped_and_perhaps_empty(write, content):
+    assert read_predictions(write(content)) == {"a": "x", "b": ""}
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("fname,summary\na,x\na,y\n", "row 2: duplicate id 'a'"),
+        ([{"id": "a", "summary": 5}], "row 1: summary is 5, not a string"),
+        ([{"id": "a", "summary": None}], "row 1: no summary"),
+        ("fname,prediction\na,x\n", "no column or key summary; there are fname, prediction"),
+        ("", "the file is empty"),
+    ],
+)
+def test_read_predictions_faults(write, content, fault):
+    with pytest.raises(InputError, match=fault):
+        read_predictions(write(content))
+
+
+def test_fingerprint_is_stable_and_sees_order_and_every_field():
+    records = [Record("a", "A: x", ("r",), "t"), Record("b", "A: y", ())]
+    assert fingerprint(records) == "7a4f1ce152b4208377276861722e3f812c13acd98301afac4860f4c4d000801a"
+    changed = [
+        records[::-1],
+        records[:1],
+        [Record("z", "A: x", ("r",), "t"), records[1]],
+        [Record("a", "A: z", ("r",), "t"), records[1]],
+        [Record("a", "A: x", ("z",), "t"), records[1]],
+        [Record("a", "A: x", ("r",), "z"), records[1]],
+    ]
+    assert len({fingerprint(version) for version in [records, *changed]}) == 7
