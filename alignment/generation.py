@@ -1,8 +1,11 @@
 """Summaries from a model: length-sorted batches, greedy, sampling or beams, in the order asked for."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.progress import Progress
@@ -12,12 +15,13 @@ from alignment.progress import Progress
 class Decoding:
     """How tokens are chosen: greedy by default, sampling at a temperature, or beams."""
 
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
+    do_sample: bool = field(default=False, metadata={"help": "Sample instead of taking the likeliest token."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling."})
+    top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens that hold this probability."})
+    num_beams: int = field(default=1, metadata={"help": "Beams; 1 for none."})
+    length_penalty: float = field(default=1.0, metadata={"help": "Above 1 beams favour longer summaries."})
+    no_repeat_ngram_size: int = field(default=0, metadata={"help": "Forbid n-grams of this size to come twice; 0: no."})
+    batch_size: int = field(default=16, metadata={"help": "Dialogues summarised at a time."})
 
 
 def generate(
@@ -27,17 +31,17 @@ def generate(
     *,
     end_token_id: int,
     max_new_tokens: int,
-    batch_size: int = 16,
     decoding: Decoding | None = None,
     description: str | None = None,
+    on_text: Callable[[int, str], None] | None = None,
 ) -> list[str]:
-    """Generates one text for each prompt, cut at the end token.
+    """Generates one text for each prompt, cut at the end token; several processes share the prompts.
 
     Args:
         prompts: Token ids of each prompt (P tokens, unpadded); batches are padded on the left.
         max_new_tokens: Longest completion (C tokens).
-        batch_size: Prompts in a batch (B); sorted by length, so that little is padding.
         description: Shown with a progress bar, or None for none.
+        on_text: Called with the index of a prompt and its text as soon as it is there, in the process that made it.
 
     Returns:
         The texts in the order of the prompts, without special tokens and outer spaces.
@@ -55,21 +59,24 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         **sampling,
     )
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts = [""] * len(prompts)
+    state = PartialState()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))[state.process_index :: state.num_processes]
+    texts: list[tuple[int, str]] = []
     training = model.training
     model.eval()
-    with Progress(description, total=len(prompts)) as progress, torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+    with Progress(description, total=len(order)) as progress, torch.inference_mode():
+        for start in range(0, len(order), decoding.batch_size):
+            rows = order[start : start + decoding.batch_size]
             batch = tokenizer.pad({"input_ids": [prompts[i] for i in rows]}, padding_side="left", return_tensors="pt")
             batch = batch.to(model.device)
             output = model.generate(**batch, generation_config=config)
-            completions = output[:, batch.input_ids.shape[1] :]  # B x C
-            for i, completion in zip(rows, completions, strict=True):
-                ids = completion.tolist()
-                ids = ids[: ids.index(end_token_id)] if end_token_id in ids else ids
-                texts[i] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            for i, completion in zip(rows, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):  # B x C
+                ids = completion[: completion.index(end_token_id)] if end_token_id in completion else completion
+                texts.append((i, tokenizer.decode(ids, skip_special_tokens=True).strip()))
+                if on_text:
+                    on_text(*texts[-1])
             progress.advance(len(rows))
     model.train(training)
-    return texts
+    if state.num_processes > 1:
+        texts = gather_object(texts)
+    return [text for _, text in sorted(texts)]

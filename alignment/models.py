@@ -169,15 +169,17 @@ def load_for_training(config: ModelConfig, start_from: Path | None = None) -> Pr
     return get_peft_model(base, lora_config(config), autocast_adapter_dtype=False)
 
 
-def load_for_use(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model to generate with, from a base, a whole model or an adapter folder, and its tokenizer."""
-    folder = config.model_name_or_path
-    tokenizer = load_tokenizer(folder, config.model_revision)
-    base = base_of(resolve(folder))
-    if base is None:
-        model = load_base(config)
-    else:
-        model = add_adapter(load_base(replace(config, model_name_or_path=base)), folder)
+def load_for_use(name_or_path: str, config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model to generate with, from a base, a whole model or an adapter folder, and its tokenizer.
+
+    Args:
+        config: Type and quantisation; its `model_name_or_path` is not read.
+    """
+    tokenizer = load_tokenizer(name_or_path, config.model_revision)
+    base = base_of(resolve(name_or_path))
+    model: PreTrainedModel = load_base(replace(config, model_name_or_path=base or name_or_path))
+    if base is not None:
+        model = add_adapter(model, name_or_path)
     if not (config.load_in_4bit or config.load_in_8bit):
         model = model.to(PartialState().device)
     return model.eval(), tokenizer

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,8 +22,12 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes_per_unit / 2**20
 
 
-class _Text(bar.TextColumn):
-    """A text column that a piped log does without."""
+def reset_peak_memory() -> None:
+    """Starts `peak_memory_gib` anew (on Linux and on GPUs; elsewhere it goes on from the highest so far)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _bar() -> bar.Progress:

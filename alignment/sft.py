@@ -5,13 +5,10 @@ computes it at every position, and a summary is a seventh of the tokens. And eva
 scores them.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
-from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
@@ -20,6 +17,7 @@ from trl import SFTTrainer
 
 from alignment.arguments import SFTArguments
 from alignment.generation import generate
+from alignment.head import loss_in_head
 from alignment.progress import TrainingProgress
 
 
@@ -32,30 +30,6 @@ class HeldOut:
     score: Callable[[list[str], list[list[str]]], float]
     end_token_id: int
     max_new_tokens: int
-
-
-@contextmanager
-def loss_in_head(head: nn.Linear, labels: Tensor) -> Iterator[None]:
-    """Within it, the head returns its summed cross-entropy where a label is, instead of logits at every position.
-
-    The loss is computed inside the head's forward, so that whatever gathers its weight (ZeRO-3, FSDP) has done so.
-
-    Args:
-        labels: B x T, -100 where there is no loss; position t is scored against label t + 1.
-    """
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100)
-    keep = targets != -100  # True where the next token is supervised
-
-    def summed_loss(hidden: Tensor) -> Tensor:
-        logits = F.linear(hidden[keep], head.weight, head.bias)  # supervised tokens x V
-        return F.cross_entropy(logits.float(), targets[keep], reduction="sum")
-
-    original = head.forward
-    head.forward = summed_loss
-    try:
-        yield
-    finally:
-        head.forward = original
 
 
 class DialogueSFTTrainer(SFTTrainer):
@@ -94,16 +68,13 @@ class DialogueSFTTrainer(SFTTrainer):
         metrics = super().evaluate(*args, **kwargs)
         if self.held_out is None:
             return metrics
-        rows = list(range(len(self.held_out.prompts)))
-        with self.accelerator.split_between_processes(rows) as mine:
-            texts = generate(
-                self.accelerator.unwrap_model(self.model),
-                self.processing_class,
-                [self.held_out.prompts[i] for i in mine],
-                end_token_id=self.held_out.end_token_id,
-                max_new_tokens=self.held_out.max_new_tokens,
-            )
-        texts = gather_object(texts) if self.accelerator.num_processes > 1 else texts
+        texts = generate(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            self.held_out.prompts,
+            end_token_id=self.held_out.end_token_id,
+            max_new_tokens=self.held_out.max_new_tokens,
+        )
         metrics["eval_rouge"] = self.held_out.score(texts, self.held_out.references)
         self.log({"eval_rouge": metrics["eval_rouge"]})
         return metrics

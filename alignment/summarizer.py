@@ -1,0 +1,70 @@
+"""A trained model in use: dialogues in, summaries out, with the prompt that it was trained with."""
+
+from collections.abc import Callable
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignment import dialogue
+from alignment.arguments import ModelArguments, PromptArguments
+from alignment.data import Record
+from alignment.generation import Decoding, generate
+from alignment.models import load_for_use
+from alignment.run import read_manifest, say
+
+
+class Summarizer:
+    """Summarises dialogues with a base model, a whole model or an adapter folder.
+
+    Example: `Summarizer.load("runs/sft/phase2").summarize(["#Person1#: 내일 3시에 볼까?\\n#Person2#: 좋아."])`
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        form: str = "instruction",
+        phase: int = 1,
+        max_new_tokens: int = 128,
+    ) -> None:
+        self.model, self.tokenizer, self.form, self.phase = model, tokenizer, form, phase
+        self.max_new_tokens = max_new_tokens
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str,
+        model_args: ModelArguments | None = None,
+        prompt_args: PromptArguments | None = None,
+    ) -> "Summarizer":
+        """Loads a model; form and phase of its prompt come from its manifest, unless `prompt_args` say otherwise."""
+        model_args, prompt_args = model_args or ModelArguments(), prompt_args or PromptArguments()
+        model, tokenizer = load_for_use(name_or_path, model_args)
+        manifest = read_manifest(name_or_path) or {}
+        form = prompt_args.prompt_form or manifest.get("prompt_form", "instruction")
+        return cls(model, tokenizer, form, manifest.get("phase", 1), prompt_args.max_new_tokens)
+
+    def summarize(
+        self,
+        dialogues: list[str],
+        decoding: Decoding | None = None,
+        description: str | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        """One summary for each dialogue, in order; dialogues beyond the model's context lose whole turns."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        records = [Record(str(i), text, ()) for i, text in enumerate(dialogues)]
+        if context:
+            records, shortened = dialogue.fit_records(records, self.form, self.tokenizer, context, self.max_new_tokens)
+            if shortened:
+                say(f"{len(shortened)} dialogues were shortened by whole turns to fit {context} tokens.")
+        prompts = [dialogue.prompt_for(record, self.phase, self.form, self.tokenizer) for record in records]
+        return generate(
+            self.model,
+            self.tokenizer,
+            [dialogue.encode_prompt(prompt, self.form, self.tokenizer) for prompt in prompts],
+            end_token_id=dialogue.end_token_id(self.form, self.tokenizer),
+            max_new_tokens=self.max_new_tokens,
+            decoding=decoding,
+            description=description,
+            on_text=on_text,
+        )
