@@ -35,6 +35,7 @@ def launch(main: Callable[[], None]) -> None:
     """Runs a recipe; a user's error ends in one message and exit code 2, a bug keeps its traceback."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    _use_all_cores()
     try:
         main()
     except InputError as error:
@@ -56,6 +57,13 @@ def launch(main: Callable[[], None]) -> None:
         torch.distributed.destroy_process_group()
     if code:
         sys.exit(code)
+
+
+def _use_all_cores() -> None:
+    """Shares the cores among this machine's processes: on a CPU `accelerate launch` gives each one thread only."""
+    if not torch.accelerator.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _say_once(message: str) -> None:
