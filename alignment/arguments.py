@@ -9,7 +9,8 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
@@ -43,11 +44,18 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.columns is None:
+            return
+        given = f"--columns {self.columns}"
         if isinstance(self.columns, str):
             try:
                 self.columns = json.loads(self.columns)
             except json.JSONDecodeError as error:
-                raise InputError(f"--columns {self.columns}: not valid JSON: {error}") from error
+                raise InputError(
+                    f'{given}: not valid JSON: {error}. Expected such as {{"dialogue": "text"}}.'
+                ) from error
+        if not (isinstance(self.columns, dict) and all(isinstance(name, str) for name in self.columns.values())):
+            raise InputError(f'{given}: expected your name for each field, such as {{"dialogue": "text"}}.')
 
 
 @dataclass
@@ -82,6 +90,11 @@ class ModelArguments(ModelConfig):
     use_peft: bool = field(default=True, metadata={"help": "Train LoRA adapters; false trains every weight."})
     lora_dropout: float = field(default=0.1, metadata={"help": "LoRA dropout."})
     use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the 4-bit scales as well."})
+
+    def __post_init__(self) -> None:
+        if self.load_in_8bit and self.load_in_4bit:
+            raise InputError("load_in_8bit and load_in_4bit: both are true. Set one of them to false.")
+        super().__post_init__()
 
 
 @dataclass
@@ -120,7 +133,7 @@ class SFTArguments(SFTConfig):
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "eval_loss or eval_rouge."})
     logging_steps: float = field(default=1, metadata={"help": "Steps between two log lines."})
     report_to: list[str] = field(default_factory=list, metadata={"help": "trackio, tensorboard or wandb."})
-    bf16: bool | None = field(default=False, metadata={"help": "Autocast to bfloat16 (for float32 weights)."})
+    bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16 (for float32 weights)."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     disable_tqdm: bool | None = field(default=True, metadata={"help": "The recipes show their own progress."})
     include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Which tokens to count."})
@@ -128,15 +141,15 @@ class SFTArguments(SFTConfig):
 
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
-        # "argument --lora_r/--lora-r: ..." -> "--lora_r: ..."
-        raise InputError(re.sub(r"^argument (--\w+)(/--[\w-]+)*:", r"\1:", message))
+        # "argument --lora_r/--lora-r: invalid int value: '5.5'" -> "--lora_r '5.5': expected int."
+        message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
+        raise InputError(re.sub(r": invalid (\w+) value: (.*)", r" \2: expected \1.", message))
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key.lstrip("-"), known, n=1, cutoff=0.4)
-    prefix = [name for name in known if name.startswith(key.lstrip("-"))]
-    best = prefix[:1] or near
-    return f" Did you mean `{best[0]}`?" if best else ""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    best = [name for name in known if name.startswith(key)] or near
+    return f" Did you mean `{best[0]}`?" if best else " --help lists all."
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -148,20 +161,36 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected lines of `key: value`, found {type(content).__name__}.")
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise InputError(f"{path}: expected lines of `key: value`, found {found}.")
     return content
 
 
 def _as_argv(key: str, value: Any) -> list[str]:
     """A YAML value as it would stand on the command line, so that both are checked by the same rules."""
-    if isinstance(value, dict):
-        return [f"--{key}", json.dumps(value)]
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
-    return [f"--{key}", str(value)]
+    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-def parse(classes: tuple[type, ...], argv: list[str] | None = None, default_config: Path | None = None) -> tuple:
+def _without_config(argv: list[str], default: Path | None) -> tuple[list[str], Path | None]:
+    """The command line without `--config FILE`, and that file, or the default where a model is not named either."""
+    for word in argv:
+        if word.startswith("--config="):
+            raise InputError(f"{word}: write `--config {word.removeprefix('--config=')}`, with a space.")
+    if "--config" not in argv:
+        names_model = any(re.match("--model[_-]name[_-]or[_-]path(=|$)", word) for word in argv)
+        return argv, None if names_model else default
+    index = argv.index("--config")
+    rest = argv[:index] + argv[index + 2 :]
+    if index + 1 == len(argv) or argv[index + 1].startswith("--"):
+        raise InputError("--config: expected the path of a YAML file after it.")
+    if "--config" in rest:
+        raise InputError("--config: given twice; expected one YAML file. Put what differs on the command line.")
+    return rest, Path(argv[index + 1])
+
+
+def parse(classes: tuple[Any, ...], argv: list[str] | None = None, default_config: Path | None = None) -> tuple:
     """Parses `--config FILE` and flags into the dataclasses, with default < YAML < command line.
 
     Args:
@@ -172,42 +201,37 @@ def parse(classes: tuple[type, ...], argv: list[str] | None = None, default_conf
     Raises:
         InputError: An unknown or abbreviated name, a wrong type or value, `--config=FILE`, a file that is no YAML.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv, config = _without_config(list(sys.argv[1:] if argv is None else argv), default_config)
     parser = _Parser(classes, allow_abbrev=False)
+    lists = {action.dest for action in parser._actions if action.nargs == "+"}
     known = sorted({action.dest for action in parser._actions if action.dest != "help"})
-
-    config: Path | None = default_config if "--model_name_or_path" not in argv else None
-    for index, word in enumerate(argv):
-        if word.startswith("--config="):
-            raise InputError(f"{word}: write `--config {word.removeprefix('--config=')}`, with a space.")
-        if word == "--config":
-            if index + 1 == len(argv):
-                raise InputError("--config: expected the path of a YAML file after it.")
-            config = Path(argv[index + 1])
-            del argv[index : index + 2]
-            break
+    nullable = {name for cls in classes for name, hint in get_type_hints(cls).items() if NoneType in get_args(hint)}
 
     from_yaml: list[str] = []
-    if config is not None:
-        for key, value in _read_yaml(config).items():
-            if key not in known:
-                raise InputError(f"{config}: unknown key `{key}`.{_nearest(str(key), known)}")
-            if value is None:
-                parser.set_defaults(**{key: None})
-                continue
-            words = _as_argv(key, value)
-            try:
-                parser.parse_known_args(words)
-            except InputError as error:
-                raise InputError(f"{config}: {error}") from error
-            from_yaml += words
+    for key, value in _read_yaml(config).items() if config is not None else ():
+        if key not in known:
+            raise InputError(f"{config}: unknown key `{key}`.{_nearest(str(key), known)}")
+        if value is None and key not in nullable:
+            raise InputError(f"{config}: {key} has no value. Give one, or leave the line out for the default.")
+        if isinstance(value, list) and key not in lists:
+            raise InputError(f"{config}: {key} {value}: expected one value, found a list.")
+        if value is None or value == []:
+            parser.set_defaults(**{key: value})
+            continue
+        words = _as_argv(key, value)
+        try:
+            parser.parse_known_args(words)
+        except InputError as error:
+            raise InputError(f"{config}: {str(error).removeprefix('--')}") from error
+        from_yaml += words
 
     for word in argv:
-        name = word.split("=")[0]
-        if name.startswith("--") and name != "--help" and name.removeprefix("--").replace("-", "_") not in known:
-            if name.removeprefix("--no_") in known:
-                continue
-            raise InputError(f"unknown argument `{name}`.{_nearest(name, known)}")
+        name = word.split("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name not in (*known, "help") and name.removeprefix("no_") not in known:
+            raise InputError(f"unknown argument `--{name}`.{_nearest(name, known)}")
+    _, more = parser.parse_known_args(argv)
+    if more:
+        raise InputError(f"unexpected on the command line: {' '.join(more)}. Settings are given as `--name value`.")
     try:
         return parser.parse_args_into_dataclasses(args=from_yaml + argv, look_for_args_file=False)
     except InputError:

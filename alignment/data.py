@@ -4,23 +4,21 @@ A file's family is told by its content, never by its ending. A fault of the whol
 column) always stops the reading; a fault of one row stops it too, unless bad_rows is "skip".
 """
 
-import contextlib
 import csv
 import difflib
 import hashlib
-import io
 import json
 import os
 import random
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from alignment.arguments import DataArguments
 from alignment.errors import InputError
+from alignment.formats import file_rows, listed
 
 EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
 EXTENSIONS = (".csv", ".jsonl", ".json")
@@ -75,7 +73,7 @@ def load_records(
     if max_rows is not None and max_rows < 1:
         raise InputError(f"max_rows is {max_rows}; expected a positive number, or none for all rows")
     if unknown := [field for field in columns if field not in KEYS]:
-        raise InputError(f"columns names {_listed(unknown)}; the fields of a record are {_listed(KEYS)}")
+        raise InputError(f"columns names {listed(unknown)}; the fields of a record are {listed(KEYS)}")
     keys = KEYS | {field: (name,) for field, name in columns.items()}
     needed = {"id", "dialogue", *columns, *(["references"] if need_references else [])}
     source, rows = _find_rows(path, split, keys, needed)
@@ -112,7 +110,7 @@ def find_split(path: str | Path, split: str) -> Path | None:
         InputError: nothing is there, the split is unknown, or two files of the folder could be meant.
     """
     if split not in SPLIT_STEMS:
-        raise InputError(f"split is {split!r}; expected {_listed(SPLIT_STEMS)}")
+        raise InputError(f"split is {split!r}; expected {listed(SPLIT_STEMS)}")
     place = _place(path)
     if place.is_file():
         return place if split == "train" else None
@@ -121,12 +119,12 @@ def find_split(path: str | Path, split: str) -> Path | None:
     if not place.is_dir():
         siblings = [file.name for file in place.parent.iterdir()] if place.parent.is_dir() else []
         close = difflib.get_close_matches(place.name, siblings, n=1)
-        expected = f"expected a file, a folder, {_listed(EMBEDDED)} or a Hub data set as owner/name"
+        expected = f"expected a file, a folder, {listed(EMBEDDED)} or a Hub data set as owner/name"
         raise InputError(f"{path}: no such file; {f'did you mean {place.parent / close[0]}?' if close else expected}")
     for stem in SPLIT_STEMS[split]:
         found = [file for extension in EXTENSIONS if (file := place / f"{stem}{extension}").is_file()]
         if len(found) > 1:
-            raise InputError(f"{place} holds {_listed(file.name for file in found)}; keep one, or give its path")
+            raise InputError(f"{place} holds {listed(file.name for file in found)}; keep one, or give its path")
         if found:
             return found[0]
     return None
@@ -168,6 +166,22 @@ def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[R
     return (train, held_out), rejected + more
 
 
+def load_eval(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
+    """Reads the dialogues to score on, those of `eval_dataset_path` or of `dataset_path`, and the bad rows.
+
+    Raises:
+        InputError: A row has no reference; or as `load_records`.
+    """
+    return load_records(
+        args.eval_dataset_path or args.dataset_path,
+        split="eval",
+        max_rows=args.max_eval_rows,
+        need_references=True,
+        bad_rows=args.bad_rows,
+        columns=args.columns,  # type: ignore[arg-type]  # a dict by now
+    )
+
+
 def write_rejected(rejected: Iterable[Rejected], path: str | Path) -> None:
     """Writes one JSON object a line: path, row, fault, content."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -176,23 +190,33 @@ def write_rejected(rejected: Iterable[Rejected], path: str | Path) -> None:
         file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
 
 
-def write_submission(ids: list[str], summaries: list[str], path: str | Path) -> None:
-    """Writes the CSV `fname,summary`, a row for each id in the given order, whole or not at all.
+def write_submission(
+    ids: list[str], summaries: list[str], path: str | Path | IO[str], allow_empty: bool = False
+) -> None:
+    """Writes the CSV `fname,summary`, a row for each id in the given order; into a file whole or not at all.
 
     Raises:
-        InputError: the lengths differ, or a summary is empty.
+        InputError: the lengths differ, or a summary is empty (which only a submission minds).
     """
     if len(ids) != len(summaries):
         raise InputError(f"{len(ids)} ids but {len(summaries)} summaries; a submission has one summary for each id")
-    rows = [(name, re.sub(r"\s*[\r\n]\s*", " ", text.strip())) for name, text in zip(ids, summaries, strict=True)]
-    if empty := [name for name, text in rows if not text]:
+    rows = [(name, one_line(text)) for name, text in zip(ids, summaries, strict=True)]
+    if not allow_empty and (empty := [name for name, text in rows if not text]):
         raise InputError(f"{len(empty)} empty summaries, the first for {empty[0]!r}; a submission has none")
+    if not isinstance(path, (str, Path)):
+        csv.writer(path, lineterminator="\n").writerows([("fname", "summary"), *rows])
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write the same file
     with temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("fname", "summary"), *rows])
     os.replace(temporary, path)
+
+
+def one_line(text: str) -> str:
+    """The text with its lines joined by spaces."""
+    return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:
@@ -216,6 +240,24 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     return predictions
 
 
+def match_predictions(predictions: dict[str, str], records: list[Record], source: str) -> list[str]:
+    """The predicted summaries in the records' order.
+
+    Raises:
+        InputError: An id of one side is not on the other.
+    """
+    missing = [record.id for record in records if record.id not in predictions]
+    extra = sorted(predictions.keys() - {record.id for record in records})
+    if missing or extra:
+        faults = [
+            f"{len(ids)} {what} ({listed(ids[:3])})" for ids, what in ((missing, "missing"), (extra, "unknown")) if ids
+        ]
+        raise InputError(
+            f"{source}: its ids do not match the dialogues: {' and '.join(faults)}; give the file made for them"
+        )
+    return [predictions[record.id] for record in records]
+
+
 def summary(records: list[Record]) -> dict[str, Any]:
     """What a manifest says of records: how many, and their fingerprint."""
     return {"rows": len(records), "sha256": fingerprint(records)}
@@ -227,10 +269,6 @@ def fingerprint(records: Iterable[Record]) -> str:
     for record in records:
         digest.update(json.dumps([record.id, record.dialogue, record.references, record.topic]).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words) or "nothing"
 
 
 def _place(path: str | Path) -> Path:
@@ -250,16 +288,16 @@ def _find_rows(
     place = _place(path)
     file = find_split(path, split) or place  # one file is read whole, whichever split it stands for
     if file.is_dir():
-        there, wanted = _listed(sorted(entry.name for entry in file.iterdir())), _listed(SPLIT_STEMS[split])
-        raise InputError(f"{file} holds {there}; expected for {split} one of {wanted}, ending in {_listed(EXTENSIONS)}")
-    source, rows = (str(file), _file_rows(file)) if file.is_file() else (str(path), _hub_rows(str(path), split))
+        there, wanted = listed(sorted(entry.name for entry in file.iterdir())), listed(SPLIT_STEMS[split])
+        raise InputError(f"{file} holds {there}; expected for {split} one of {wanted}, ending in {listed(EXTENSIONS)}")
+    source, rows = (str(file), file_rows(file)) if file.is_file() else (str(path), _hub_rows(str(path), split))
     if not rows:
         raise InputError(f"{source}: no rows; expected at least one")
     known = {name for row in rows if isinstance(row, dict) for name in _flat(row)}
     if missing := [" or ".join(names) for field, names in keys.items() if field in needed and known.isdisjoint(names)]:
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
         cure = "say with columns which of these holds which field, for example columns: {dialogue: text}"
-        raise InputError(f"{source}: no column or key {_listed(missing)}; there are {_listed(present)}; {cure}")
+        raise InputError(f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {cure}")
     return source, rows
 
 
@@ -274,68 +312,7 @@ def _hub_rows(name: str, split: str) -> list[Any]:
     for candidate in HUB_SPLITS[split]:
         if candidate in splits:
             return list(splits[candidate])
-    raise InputError(f"{name}: no {split} split ({_listed(HUB_SPLITS[split])}); the data set has {_listed(splits)}")
-
-
-def _file_rows(path: Path) -> list[Any]:
-    """Decodes a file and reads it as JSON, JSON lines or CSV, whichever its first character says."""
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        cure = "save it as UTF-8"
-        with contextlib.suppress(UnicodeDecodeError):
-            raw.decode("cp949")
-            old, new = shlex.quote(str(path)), shlex.quote(str(path.with_stem(f"{path.stem}_utf8")))
-            cure = f"it looks like CP949: save it as UTF-8, for example iconv -f CP949 -t UTF-8 {old} > {new}"
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; {cure}") from error
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty")
-    return _json_rows(path, text) if text.lstrip()[0] in "[{" else _csv_rows(path, text)
-
-
-def _json_rows(path: Path, text: str) -> list[Any]:
-    # inside one JSON value, a line that opens a brace never follows a line that closes one: a comma would stand between
-    is_json_lines = bool(re.match(r"\s*\{.*\}\s*\n\s*\{", text))
-    # not splitlines(): it also splits at U+2028 and U+0085, which JSON strings may hold
-    pieces = text.split("\n") if is_json_lines else [text]
-    values = []
-    for number, piece in enumerate(pieces, 1):
-        if not piece.strip():
-            continue
-        try:
-            values.append(json.loads(piece))
-        except json.JSONDecodeError as error:
-            place = f"line {number + error.lineno - 1}, column {error.colno}"
-            raise InputError(f"{path}: broken JSON at {place}: {error.msg}; correct it there") from error
-    if is_json_lines or isinstance(values[0], list):
-        return values if is_json_lines else values[0]
-    rows = values[0].get("data")
-    return rows if isinstance(rows, list) else values
-
-
-def _csv_rows(path: Path, text: str) -> list[Any]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    lines, start = [], 1
-    try:
-        for fields in reader:
-            if fields:  # an empty line is no row
-                lines.append((start, fields))
-            start = reader.line_num + 1
-    except csv.Error as error:
-        place = f"in the row that starts at line {start} (noticed at line {reader.line_num})"
-        cure = 'close every quote, and write a quote inside a field as ""'
-        raise InputError(f"{path}: broken CSV {place}: {error}; {cure}") from error
-    header = [name.strip() for name in lines[0][1]]
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise InputError(f"{path}: the header names {_listed(repeated)} more than once; rename all but one")
-    for start, fields in lines:
-        if len(fields) != len(header):
-            cure = "put text with commas or line breaks in double quotes"
-            raise InputError(f"{path}: line {start}: {len(fields)} fields, but the header has {len(header)}; {cure}")
-    return [dict(zip(header, fields, strict=True)) for _, fields in lines[1:]]
+    raise InputError(f"{name}: no {split} split ({listed(HUB_SPLITS[split])}); the data set has {listed(splits)}")
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Shortened:
 
 
 def shorten(dialogue: str, fits: Callable[[str], bool]) -> str | None:
-    """The dialogue less as few whole turns as it takes to fit, or None where not even two turns fit.
+    """The dialogue less as few whole turns as it takes to fit, or None where not even the first turn fits.
 
     Turns go from the middle outwards: openings say who speaks and why, endings what was agreed.
     """
@@ -130,9 +130,10 @@ def fit_records(
         reserved_tokens: Tokens kept for a summary that is yet to be generated; by default the reference's length.
 
     Raises:
-        InputError: A single turn, or the summary alone, is too long.
+        InputError: The first turn with the summary, or the summary alone, is too long.
     """
-    longest = max((text for language_ in INSTRUCTIONS[2].values() for text in language_), key=len)
+    instructions = [text for by_language in INSTRUCTIONS.values() for texts in by_language.values() for text in texts]
+    longest = max(instructions, key=lambda text: len(tokenizer(text).input_ids))
     fitted, shortened = [], []
     for record in records:
         reserve = reserved_tokens
@@ -145,9 +146,10 @@ def fit_records(
 
         dialogue = record.dialogue if fits(record.dialogue) else shorten(record.dialogue, fits)
         if dialogue is None:
+            cure = "lower --max_new_tokens" if reserved_tokens else "raise --max_length (up to the model's context)"
             raise InputError(
-                f"Dialogue {record.id}: one turn of it, with its summary of {reserve} tokens, is longer than the "
-                f"{max_tokens} tokens that fit. Raise --max_length (up to the model's context), or split the turn."
+                f"Dialogue {record.id}: its first turn, with {reserve} tokens for the summary, is longer than the "
+                f"{max_tokens} tokens that fit. Split the turn, or {cure}."
             )
         if dialogue != record.dialogue:
             counts = record.dialogue.count("\n") + 1, dialogue.count("\n") + 1

@@ -83,15 +83,17 @@ def _convert(folder: Path) -> None:
 
     for stale in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(stale)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
-    gguf = partial / "model.gguf"
-    _assemble(gguf)
-    model = AutoModelForCausalLM.from_pretrained(partial, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(partial, gguf_file=gguf.name)
-    # The weights are plain tensors by now; the marker of the GGUF file would forbid saving them.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    gguf.unlink()
-    model.to(torch.bfloat16).save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(folder)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as temporary:
+        partial = Path(temporary) / folder.name  # one deeper: a temporary folder is closed to other users
+        partial.mkdir()
+        gguf = partial / "model.gguf"
+        _assemble(gguf)
+        model = AutoModelForCausalLM.from_pretrained(partial, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(partial, gguf_file=gguf.name)
+        # The weights are plain tensors by now; the marker of the GGUF file would forbid saving them.
+        model.hf_quantizer = None  # type: ignore[assignment]
+        del model.config.quantization_config
+        gguf.unlink()
+        model.bfloat16().save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(folder)

@@ -20,7 +20,10 @@ class Decoding:
     top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens that hold this probability."})
     num_beams: int = field(default=1, metadata={"help": "Beams; 1 for none."})
     length_penalty: float = field(default=1.0, metadata={"help": "Above 1 beams favour longer summaries."})
-    no_repeat_ngram_size: int = field(default=0, metadata={"help": "Forbid n-grams of this size to come twice; 0: no."})
+    no_repeat_ngram_size: int = field(
+        default=0,
+        metadata={"help": "Forbid n-grams of this size to come twice in dialogue and summary together; 0: no."},
+    )
     batch_size: int = field(default=16, metadata={"help": "Dialogues summarised at a time."})
 
 
@@ -51,10 +54,12 @@ def generate(
     sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.do_sample else {}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
+        min_new_tokens=1,  # an end token at once would be an empty summary
         do_sample=decoding.do_sample,
         num_beams=decoding.num_beams,
         length_penalty=decoding.length_penalty,
         no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        repetition_penalty=1.0,  # what is left unset comes from the model's own generation_config.json
         eos_token_id=end_token_id,
         pad_token_id=tokenizer.pad_token_id,
         **sampling,

@@ -61,19 +61,29 @@ class HeadLoss(torch.autograd.Function):
 
 
 @contextmanager
-def loss_in_head(head: nn.Linear, labels: Tensor) -> Iterator[None]:
+def loss_in_head(head: nn.Linear, labels: Tensor, by_row: bool = False) -> Iterator[None]:
     """Within it, the head returns its summed cross-entropy where a label is, instead of logits at every position.
 
     The loss is computed inside the head's forward, so that whatever gathers its weight (ZeRO-3, FSDP) has done so.
 
     Args:
         labels: B x T, -100 where there is no loss; position t is scored against label t + 1.
+        by_row: Return a sum for each row (B) instead of one for all.
     """
     targets = F.pad(labels[:, 1:], (0, 1), value=-100)
     keep = targets != -100  # True where the next token is supervised
+
+    def summed(hidden: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
+        return HeadLoss.apply(hidden[keep], head.weight, head.bias, targets[keep])
+
+    def forward(hidden: Tensor) -> Tensor:
+        if by_row:
+            return torch.stack([summed(*row) for row in zip(hidden, targets, keep, strict=True)])
+        return summed(hidden, targets, keep)
+
     original = head.forward
-    head.forward = lambda hidden: HeadLoss.apply(hidden[keep], head.weight, head.bias, targets[keep])
+    head.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        head.forward = original
+        head.forward = original  # type: ignore[method-assign]

@@ -2,13 +2,16 @@
 
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import rich.progress as bar
 import torch
+from accelerate import PartialState
 from rich.console import Console
+from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 console = Console(stderr=True)
@@ -113,3 +116,15 @@ class TrainingProgress(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero and hasattr(self, "_bar"):
             self._bar.stop()
+
+
+def show_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    """Prints rows as a table on standard output, figures with two decimals, from the main process only."""
+    if not PartialState().is_main_process:
+        return
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in map(row.get, columns)))
+    Console().print(table)

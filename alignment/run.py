@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
 
@@ -33,22 +36,24 @@ FREE_SETTINGS = {
 
 def launch(main: Callable[[], None]) -> None:
     """Runs a recipe; a user's error ends in one message and exit code 2, a bug keeps its traceback."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    silence_libraries()
     _use_all_cores()
+    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # or each CPU process would take itself for the only one
     try:
         main()
     except InputError as error:
         _say_once(f"error: {error}")
         code = 2
     except KeyboardInterrupt:
-        _say_once("stopped. Go on from the last checkpoint with --resume_from_checkpoint true.")
+        _say_once("stopped. The same command goes on from here; a training run with --resume_from_checkpoint true.")
         code = 130
     except Exception as error:
         if "No space left on device" not in str(error):
             raise
         _say_once(
-            f"error: the disk is full: {error}. Free some space; --resume_from_checkpoint true goes on from there."
+            f"error: the disk is full: {error}. Free some space, then give the same command to go on; "
+            "for a training run with --resume_from_checkpoint true."
         )
         code = 2
     else:
@@ -57,6 +62,13 @@ def launch(main: Callable[[], None]) -> None:
         torch.distributed.destroy_process_group()
     if code:
         sys.exit(code)
+
+
+def silence_libraries() -> None:
+    """Leaves the screen to the recipe: no warnings, bars or info lines of the libraries under it."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
 
 
 def _use_all_cores() -> None:
@@ -87,21 +99,24 @@ def settings_of(*configs: Any) -> dict[str, Any]:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """The manifest of a result folder, or None where there is none."""
-    path = Path(folder) / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The manifest of a result folder, or None where there is none of ours."""
+    try:
+        manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and {"finished", "settings"} <= manifest.keys() else None
 
 
 def write_json(content: Any, path: Path) -> None:
     """Writes JSON beside its place and renames it, so that a killed run never leaves half a file."""
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # of this process: several may write the same file
     partial.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint: its `trainer_state.json`, written last, is there and readable."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+    for path in sorted(folder.glob("checkpoint-[0-9]*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
         try:
             TrainerState.load_from_json(str(path / "trainer_state.json"))
         except (OSError, ValueError, TypeError):
@@ -118,7 +133,7 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -152,6 +167,8 @@ class Run:
     ) -> "Run":
         """Looks at the folder, refuses to overwrite it, and writes the manifest of an unfinished run.
 
+        The main process does so, and the others follow what it found: by then the folder is no longer what it was.
+
         Args:
             settings: All settings; a continuation must have the same, but for `FREE_SETTINGS`.
             facts: What else belongs into the manifest, such as the data's fingerprints.
@@ -160,53 +177,69 @@ class Run:
         Raises:
             InputError: The folder holds another run, or an unfinished one and `resume` was not asked for.
         """
-        state = PartialState()
-        with state.main_process_first():
-            previous = read_manifest(folder)
-            if overwrite and state.is_main_process and folder.exists():
-                if previous is None and any(folder.iterdir()):
-                    raise InputError(
-                        f"{folder}: not a result of this program, so it is not deleted. Choose another folder."
-                    )
-                shutil.rmtree(folder)
-            previous = None if overwrite else previous
-            finished, checkpoint = cls._inspect(folder, previous, settings, resume)
-            manifest = {
-                "finished": finished,
-                **facts,
-                "settings": settings,
-                "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-                "commit": _commit(),
-                "machine": _machine(),
-                "world_size": state.num_processes,
-            }
-            if finished and previous:
-                manifest = previous
-            elif state.is_main_process:
-                make_folder(folder)
-                write_json(manifest, folder / MANIFEST)
-        return cls(folder, manifest, finished, checkpoint)
+        outcome: list[Any] = [None]
+        if PartialState().is_main_process:
+            try:
+                outcome = [cls._prepare(folder, settings, facts, overwrite, resume)]
+            except InputError as error:
+                outcome = [error]
+        broadcast_object_list(outcome)
+        if isinstance(outcome[0], InputError):
+            raise outcome[0]
+        set_seed(settings["seed"])  # before the model: adapters begin at random
+        return cls(folder, *outcome[0])
+
+    @classmethod
+    def _prepare(
+        cls, folder: Path, settings: dict[str, Any], facts: dict[str, Any], overwrite: bool, resume: str | None
+    ) -> tuple[dict[str, Any], bool, Path | None]:
+        previous = read_manifest(folder)
+        if overwrite and folder.exists():
+            if previous is None and any(folder.iterdir()):
+                raise InputError(
+                    f"{folder}: not a result of this program, so it is not deleted. Choose another folder."
+                )
+            shutil.rmtree(folder)
+            previous = None
+        manifest = {
+            "finished": False,
+            **facts,
+            "settings": settings,
+            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "commit": _commit(),
+            "machine": _machine(),
+            "world_size": PartialState().num_processes,
+        }
+        finished, checkpoint = cls._inspect(folder, previous, manifest, resume)
+        if finished and previous:
+            return previous, True, None
+        make_folder(folder)
+        write_json(manifest, folder / MANIFEST)
+        return manifest, False, checkpoint
 
     @staticmethod
     def _inspect(
-        folder: Path, previous: dict[str, Any] | None, settings: dict[str, Any], resume: str | None
+        folder: Path, previous: dict[str, Any] | None, manifest: dict[str, Any], resume: str | None
     ) -> tuple[bool, Path | None]:
         if previous is None:
             if folder.is_dir() and any(folder.iterdir()):
                 raise InputError(f"{folder}: exists and is not empty. Choose another --output_dir.")
             return False, None
-        old = previous["settings"]
-        changed = [k for k in settings if k not in FREE_SETTINGS and old.get(k) != settings[k]]
+        old, new = previous["settings"], manifest["settings"]
+        changed = [f"{k} {old.get(k)} -> {new[k]}" for k in new if k not in FREE_SETTINGS and old.get(k) != new[k]]
+        if previous.get("data") != manifest.get("data"):
+            changed.insert(0, "other dialogues")
+        if not previous["finished"] and previous["world_size"] != manifest["world_size"]:
+            changed.insert(0, f"number of processes {previous['world_size']} -> {manifest['world_size']}")
         if changed:
-            listed = ", ".join(f"{k} {old.get(k)} -> {settings[k]}" for k in changed[:5])
             raise InputError(
-                f"{folder}: holds a run with other settings ({listed}). "
-                "Choose another --output_dir, or add --overwrite_output_dir to delete it."
+                f"{folder}: holds a run with other settings ({', '.join(changed[:5])}). "
+                "Choose another --output_dir, or add --overwrite_output_dir true to delete it."
             )
         if previous["finished"]:
             return True, None
-        wanted = resume is not None and resume.lower() not in ("false", "no")
-        if wanted and resume.lower() not in ("true", "yes"):
+        wanted = bool(resume) and str(resume).lower() not in ("false", "no")
+        if resume and wanted and resume.lower() not in ("true", "yes"):
             checkpoint = Path(resume)
             if checkpoint.parent.resolve() != folder.resolve():
                 return False, None  # a checkpoint of the other phase
@@ -219,7 +252,7 @@ class Run:
         if found is not None and not wanted:
             raise InputError(
                 f"{folder}: holds an unfinished run ({found.name}). Go on with --resume_from_checkpoint true, "
-                "or add --overwrite_output_dir to delete it and start again."
+                "or add --overwrite_output_dir true to delete it and start again."
             )
         return False, found
 
@@ -233,6 +266,7 @@ class Run:
         }
         if PartialState().is_main_process:
             write_json(self.manifest, self.folder / MANIFEST)
+        PartialState().wait_for_everyone()  # the others look for it next
 
 
 def _commit() -> str | None:

@@ -1,13 +1,12 @@
 """A trained model in use: dialogues in, summaries out, with the prompt that it was trained with."""
 
-from collections.abc import Callable
-
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment import dialogue
 from alignment.arguments import ModelArguments, PromptArguments
 from alignment.data import Record
 from alignment.generation import Decoding, generate
+from alignment.journal import Journal
 from alignment.models import load_for_use
 from alignment.run import read_manifest, say
 
@@ -48,17 +47,24 @@ class Summarizer:
         dialogues: list[str],
         decoding: Decoding | None = None,
         description: str | None = None,
-        on_text: Callable[[int, str], None] | None = None,
+        journal: Journal | None = None,
     ) -> list[str]:
-        """One summary for each dialogue, in order; dialogues beyond the model's context lose whole turns."""
+        """One summary for each dialogue, in order; dialogues beyond the model's context lose whole turns.
+
+        Args:
+            description: Shown with a progress bar, or None for none.
+            journal: Texts in it are not made again, and new ones are written to it as they come.
+        """
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        records = [Record(str(i), text, ()) for i, text in enumerate(dialogues)]
+        done = journal.done if journal else {}
+        missing = [i for i in range(len(dialogues)) if i not in done]
+        records = [Record(f"no. {i + 1}", dialogues[i], ()) for i in missing]
         if context:
             records, shortened = dialogue.fit_records(records, self.form, self.tokenizer, context, self.max_new_tokens)
             if shortened:
                 say(f"{len(shortened)} dialogues were shortened by whole turns to fit {context} tokens.")
         prompts = [dialogue.prompt_for(record, self.phase, self.form, self.tokenizer) for record in records]
-        return generate(
+        texts = generate(
             self.model,
             self.tokenizer,
             [dialogue.encode_prompt(prompt, self.form, self.tokenizer) for prompt in prompts],
@@ -66,5 +72,7 @@ class Summarizer:
             max_new_tokens=self.max_new_tokens,
             decoding=decoding,
             description=description,
-            on_text=on_text,
+            on_text=(lambda i, text: journal.add(missing[i], text)) if journal else None,
         )
+        texts_by_index = done | dict(zip(missing, texts, strict=True))
+        return [texts_by_index[i] for i in range(len(dialogues))]

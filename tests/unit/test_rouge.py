@@ -1,5 +1,6 @@
 """The metric profiles: equal to the libraries they name, right on cases small enough to count by hand."""
 
+import itertools
 import json
 import random
 import re
@@ -69,7 +70,7 @@ EDGES = [
 
 
 def test_aistages_equals_rouge_1_0_1_on_mecab_morphemes():
-    pairs = list(zip(SUMMARIES, SUMMARIES[1:], strict=False))
+    pairs = list(itertools.pairwise(SUMMARIES))
     pairs += [(corrupted(text, seed), text) for seed, text in enumerate(SUMMARIES)]
     pairs += [(row["summary1"], row["summary2"]) for row in lines("eval.jsonl")]
     pairs += [(one, other) for one in EDGES for other in EDGES]
@@ -232,12 +233,17 @@ def test_importing_loads_no_tokenizer():
 
 
 def test_bootstrap_of_equal_systems_is_undecided():
-    assert paired_bootstrap([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], samples=100) == dict(difference=0, low=0, high=0, p=1)
+    assert paired_bootstrap([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], samples=100) == {
+        "difference": 0,
+        "low": 0,
+        "high": 0,
+        "p": 1,
+    }
 
 
 def test_bootstrap_of_a_constant_gain_is_certain():
     result = paired_bootstrap([1.0, 5.0, 3.0], [2.0, 6.0, 4.0], samples=999)
-    assert result == dict(difference=1, low=1, high=1, p=0.002)
+    assert result == {"difference": 1, "low": 1, "high": 1, "p": 0.002}
 
 
 def test_bootstrap_interval_is_that_of_the_normal_and_repeats_with_its_seed():

@@ -1,0 +1,27 @@
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/quickstart
+LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_configs/$(if $(shell command -v nvidia-smi),single_gpu,cpu).yaml
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/installed  ## Train and score the embedded model on the embedded dialogues.
+	@echo "Phases 1 and 2: Gemma 3 270M on 112 Korean dialogues. Go on after a stop with: make quickstart"
+	$(LAUNCH) recipes/sft.py --output_dir $(RUN) --resume_from_checkpoint true
+	$(LAUNCH) recipes/evaluate.py --model embedded $(RUN)/phase1 $(RUN)/phase2 \
+		--dataset_path embedded-ko --output_dir $(RUN) --overwrite_output_dir true
+
+test: .venv/installed  ## Run every test.
+	$(BIN)/python -m pytest
+
+lint: .venv/installed  ## Check style and types.
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Yoyak needs Python 3.11 or newer; name one with: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+clean:  ## Remove the environment; results in runs/ stay.
+	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache

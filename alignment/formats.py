@@ -1,0 +1,95 @@
+"""A file of dialogues -> its rows: JSON, JSON lines or CSV, told apart by content, with faults told by line."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import InputError
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as they stand in a message."""
+    return ", ".join(words) or "nothing"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, with newlines as line ends and without a byte-order mark.
+
+    Raises:
+        InputError: The file cannot be read, is not UTF-8, or is empty.
+    """
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        cure = "save it as UTF-8"
+        with contextlib.suppress(UnicodeDecodeError):
+            raw.decode("cp949")
+            old, new = shlex.quote(str(path)), shlex.quote(str(path.with_stem(f"{path.stem}_utf8")))
+            cure = f"it looks like CP949: save it as UTF-8, for example iconv -f CP949 -t UTF-8 {old} > {new}"
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; {cure}") from error
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    return text
+
+
+def is_plain_text(path: Path) -> bool:
+    """Whether a file holds bare dialogue: no JSON, and no CSV (whose first line would name columns, with a comma)."""
+    first_line = read_text(path).lstrip().partition("\n")[0]
+    return first_line[0] not in "[{" and ("," not in first_line or ": " in first_line)
+
+
+def file_rows(path: Path) -> list[Any]:
+    """Reads a file as JSON, JSON lines or CSV, whichever its first character says."""
+    text = read_text(path)
+    return _json_rows(path, text) if text.lstrip()[0] in "[{" else _csv_rows(path, text)
+
+
+def _json_rows(path: Path, text: str) -> list[Any]:
+    # inside one JSON value, a line that opens a brace never follows a line that closes one: a comma would stand between
+    is_json_lines = bool(re.match(r"\s*\{.*\}\s*\n\s*\{", text))
+    # not splitlines(): it also splits at U+2028 and U+0085, which JSON strings may hold
+    pieces = text.split("\n") if is_json_lines else [text]
+    values = []
+    for number, piece in enumerate(pieces, 1):
+        if not piece.strip():
+            continue
+        try:
+            values.append(json.loads(piece))
+        except json.JSONDecodeError as error:
+            place = f"line {number + error.lineno - 1}, column {error.colno}"
+            raise InputError(f"{path}: broken JSON at {place}: {error.msg}; correct it there") from error
+    if is_json_lines or isinstance(values[0], list):
+        return values if is_json_lines else values[0]
+    rows = values[0].get("data")
+    return rows if isinstance(rows, list) else values
+
+
+def _csv_rows(path: Path, text: str) -> list[Any]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines, start = [], 1
+    try:
+        for fields in reader:
+            if fields:  # an empty line is no row
+                lines.append((start, fields))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        place = f"in the row that starts at line {start} (noticed at line {reader.line_num})"
+        cure = 'close every quote, and write a quote inside a field as ""'
+        raise InputError(f"{path}: broken CSV {place}: {error}; {cure}") from error
+    header = [name.strip() for name in lines[0][1]]
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise InputError(f"{path}: the header names {listed(repeated)} more than once; rename all but one")
+    for start, fields in lines:
+        if len(fields) != len(header):
+            cure = "put text with commas or line breaks in double quotes"
+            raise InputError(f"{path}: line {start}: {len(fields)} fields, but the header has {len(header)}; {cure}")
+    return [dict(zip(header, fields, strict=True)) for _, fields in lines[1:]]

@@ -1,0 +1,51 @@
+"""Texts as they are generated, one a line, so that a killed run makes only what is missing."""
+
+import glob
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import PartialState
+
+
+class Journal:
+    """Keeps generated texts by their index in a file of this process, and finds those of an earlier, killed run.
+
+    Use it as a context: the files are deleted when the block ends well. Lines of a run with other `facts` (another
+    model, other data, other decoding) are not taken.
+
+    Attributes:
+        done: The texts that are already there, by index.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        self._header = json.dumps(facts, ensure_ascii=False, sort_keys=True, default=str)
+        self._pattern = f"{glob.escape(path.name)}.*.partial"
+        self._path = path.with_name(f"{path.name}.{PartialState().process_index}.partial")
+        self.done: dict[int, str] = {}
+
+    def __enter__(self) -> "Journal":
+        for path in self._path.parent.glob(self._pattern):
+            header, *lines = path.read_bytes().split(b"\n")
+            if header == self._header.encode():
+                # The last piece is empty, or a line that the kill cut in two, perhaps within a letter.
+                self.done |= dict(map(json.loads, lines[:-1]))
+        PartialState().wait_for_everyone()
+        self._file = self._path.open("w", encoding="utf-8")
+        self._file.write(self._header + "\n")
+        for index, text in self.done.items():
+            self.add(index, text)
+        return self
+
+    def add(self, index: int, text: str) -> None:
+        """Writes a text down at once."""
+        self._file.write(json.dumps([index, text], ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if kind is None:
+            PartialState().wait_for_everyone()
+            for path in self._path.parent.glob(self._pattern):  # an earlier run may have had more processes
+                path.unlink(missing_ok=True)

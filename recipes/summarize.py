@@ -1,0 +1,72 @@
+"""Summarises dialogues with a trained model: a file, or standard input to standard output.
+
+    python recipes/summarize.py --model runs/sft/phase2 --input test.csv --output submission.csv
+    python recipes/summarize.py --model runs/sft/phase2 --input dialogue.txt
+    pbpaste | python recipes/summarize.py --model runs/sft/phase2
+
+The input has any format that the other recipes read, and the output is then a CSV `fname,summary` in the input's
+order; or it is plain text, with a blank line between two dialogues, and the output has one summary a line.
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from alignment import data, run
+from alignment.arguments import ModelArguments, PromptArguments, parse
+from alignment.errors import InputError
+from alignment.formats import is_plain_text, read_text
+from alignment.generation import Decoding
+from alignment.summarizer import Summarizer
+
+
+@dataclass
+class SummarizeArguments:
+    """What to summarise, and where the summaries go."""
+
+    model: str | None = field(default=None, metadata={"help": "Folder or Hub name; by default --model_name_or_path."})
+    input: str = field(default="-", metadata={"help": "A file, a folder's eval split, or - for standard input."})
+    output: str = field(default="-", metadata={"help": "A file, or - for standard output."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output file."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    classes = (SummarizeArguments, ModelArguments, PromptArguments, Decoding)
+    args, model_args, prompt_args, decoding = parse(classes, argv)
+    output = Path(args.output)
+    if args.output != "-" and output.exists() and not args.overwrite:
+        raise InputError(f"--output {output}: exists. Choose another name, or add --overwrite true.")
+    if args.output != "-" and not output.parent.is_dir():
+        raise InputError(f"--output {output}: no such folder {output.parent}.")
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(args.input)
+        if args.input == "-":
+            source = Path(folder) / "standard input"
+            source.write_bytes(sys.stdin.buffer.read())
+        is_text = source.is_file() and is_plain_text(source)
+        if is_text:
+            dialogues = [block.strip() for block in read_text(source).split("\n\n") if block.strip()]
+            ids = []
+        else:
+            records, _ = data.load_records(args.input if args.input != "-" else source, split="eval")
+            dialogues, ids = [record.dialogue for record in records], [record.id for record in records]
+
+    summarizer = Summarizer.load(args.model or model_args.model_name_or_path, model_args, prompt_args)
+    summaries = summarizer.summarize(dialogues, decoding, "Summarising" if len(dialogues) > 1 else None)
+    lines = "".join(f"{data.one_line(summary)}\n" for summary in summaries)
+    if is_text and args.output == "-":
+        sys.stdout.write(lines)
+    elif is_text:
+        output.write_text(lines, encoding="utf-8")
+    else:
+        data.write_submission(ids, summaries, sys.stdout if args.output == "-" else output)
+    if args.output != "-":
+        run.say(f"{len(summaries)} summaries written to {output}.")
+
+
+if __name__ == "__main__":
+    run.launch(main)

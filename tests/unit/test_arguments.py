@@ -1,0 +1,205 @@
+"""`parse()`: default < YAML < command line, and a clear refusal of everything else."""
+
+import pytest
+
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
+from alignment.errors import InputError
+
+CLASSES = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A function that writes a YAML file and returns its path."""
+
+    def write(text):
+        path = tmp_path / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def settings(*argv, default_config=None):
+    parsed = parse(CLASSES, [str(word) for word in argv], default_config)
+    return {key: value for arguments in parsed for key, value in vars(arguments).items()}
+
+
+def refusal(*argv, default_config=None):
+    with pytest.raises(InputError) as error:
+        settings(*argv, default_config=default_config)
+    return str(error.value)
+
+
+# --- default < YAML < command line
+
+
+def test_a_default_stands_where_nothing_is_said():
+    assert settings()["lora_r"] == 16
+
+
+def test_yaml_goes_before_the_default(config):
+    assert settings("--config", config("lora_r: 4"))["lora_r"] == 4
+
+
+def test_the_command_line_goes_before_yaml(config):
+    assert settings("--lora_r", 8, "--config", config("lora_r: 4\nlora_alpha: 5"))["lora_r"] == 8
+
+
+def test_the_default_config_is_read_when_no_model_is_named(config):
+    assert settings(default_config=config("lora_r: 4"))["lora_r"] == 4
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [["--model_name_or_path", "a/b"], ["--model_name_or_path=a/b"], ["--model-name-or-path", "a/b"]],
+)
+def test_the_default_config_is_not_read_when_a_model_is_named(config, flag):
+    assert settings(*flag, default_config=config("lora_r: 4"))["lora_r"] == 16
+
+
+def test_a_config_takes_the_place_of_the_default_config(config, tmp_path):
+    (tmp_path / "other.yaml").write_text("lora_r: 2")
+    given = settings("--config", tmp_path / "other.yaml", default_config=config("lora_alpha: 5"))
+    assert (given["lora_r"], given["lora_alpha"]) == (2, 32)
+
+
+# --- values in YAML
+
+
+def test_2e_4_is_a_float_although_yaml_reads_a_string(config):
+    assert settings("--config", config("learning_rate: 2e-4"))["learning_rate"] == 2e-4
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("false", False), ("'no'", False)])
+def test_booleans(config, word, value):
+    assert settings("--config", config(f"use_peft: {word}"))["use_peft"] is value
+
+
+def test_a_list(config):
+    given = settings("--config", config("lora_target_modules: [q_proj, v_proj]"))
+    assert given["lora_target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_an_empty_list(config):
+    assert settings("--config", config("report_to: []"))["report_to"] == []
+
+
+def test_a_value_that_begins_with_a_dash(config):
+    assert settings("--config", config("output_dir: -runs"))["output_dir"] == "-runs"
+
+
+def test_null_where_none_is_a_value(config):
+    assert settings("--config", config("max_length: null"))["max_length"] is None
+
+
+def test_null_where_a_value_is_needed(config):
+    message = refusal("--config", config("learning_rate: null"))
+    assert "run.yaml: learning_rate has no value" in message
+    assert "leave the line out" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("lora_r: 5.5", "run.yaml: lora_r '5.5': expected int"),
+        ("lora_r: true", "run.yaml: lora_r 'True': expected int"),
+        ("lora_r: [1, 2]", "run.yaml: lora_r [1, 2]: expected one value, found a list"),
+        ("use_peft: [false]", "run.yaml: use_peft [False]: expected one value, found a list"),
+        ("learning_rate: fast", "run.yaml: learning_rate 'fast': expected float"),
+        ("use_peft: perhaps", "run.yaml: use_peft: Truthy value expected: got perhaps"),
+        ("dtype: int3", "run.yaml: dtype: invalid choice: 'int3' (choose from 'bfloat16', 'float16', 'float32')"),
+    ],
+)
+def test_a_wrong_type_is_refused_with_file_and_key(config, line, says):
+    assert says in refusal("--config", config(line))
+
+
+def test_an_unknown_key_is_refused_with_file_and_nearest_name(config):
+    message = refusal("--config", config("learning_rte: 1"))
+    assert "run.yaml: unknown key `learning_rte`. Did you mean `learning_rate`?" in message
+
+
+def test_an_unknown_key_like_no_other_points_to_help(config):
+    assert "unknown key `zzzz`. --help lists all." in refusal("--config", config("zzzz: 4"))
+
+
+# --- the file
+
+
+def test_a_missing_config_is_refused_with_those_that_there_are(tmp_path):
+    message = refusal("--config", tmp_path / "none.yaml")
+    assert "none.yaml: no such file" in message
+    assert "embedded.yaml" in message
+
+
+@pytest.mark.parametrize(("text", "found"), [("- a\n- b", "a list"), ("# nothing yet", "nothing"), ("word", "a str")])
+def test_yaml_without_keys_is_refused(config, text, found):
+    assert f"run.yaml: expected lines of `key: value`, found {found}" in refusal("--config", config(text))
+
+
+def test_broken_yaml_is_refused_with_its_line(config):
+    message = refusal("--config", config("lora_r: 4\n  lora_alpha: 5"))
+    assert "run.yaml: not valid YAML" in message
+    assert "line 2" in message
+
+
+def test_config_with_an_equals_sign_is_refused_with_the_right_spelling():
+    assert "write `--config x.yaml`" in refusal("--config=x.yaml")
+
+
+@pytest.mark.parametrize("argv", [["--config"], ["--config", "--lora_r", "4"]])
+def test_config_without_a_path_is_refused(argv):
+    assert "--config: expected the path of a YAML file" in refusal(*argv)
+
+
+def test_two_configs_are_refused(config):
+    path = config("lora_r: 4")
+    assert "--config: given twice" in refusal("--config", path, "--config", path)
+
+
+# --- the command line
+
+
+def test_an_abbreviation_is_refused_with_the_whole_name():
+    assert refusal("--learning_rat", "1e-3") == "unknown argument `--learning_rat`. Did you mean `learning_rate`?"
+
+
+@pytest.mark.parametrize("argv", [["foo"], ["--lora_r", "4", "foo"]])
+def test_a_word_without_a_name_is_refused(argv):
+    assert refusal(*argv).startswith("unexpected on the command line: foo.")
+
+
+def test_a_wrong_type_is_refused_with_its_flag():
+    assert refusal("--lora_r", "four") == "--lora_r 'four': expected int."
+
+
+def test_a_flag_without_its_value_is_refused():
+    assert refusal("--lora_r") == "--lora_r: expected one argument"
+
+
+def test_dashes_for_underscores_and_no_for_false_are_taken():
+    given = settings("--lora-r", 3, "--no_use_peft")
+    assert (given["lora_r"], given["use_peft"]) == (3, False)
+
+
+def test_8_bit_and_4_bit_together_are_refused():
+    assert "load_in_8bit and load_in_4bit: both are true" in refusal("--load_in_8bit", "--load_in_4bit")
+
+
+# --- columns
+
+
+def test_columns_as_json():
+    assert settings("--columns", '{"dialogue": "text"}')["columns"] == {"dialogue": "text"}
+
+
+def test_columns_as_yaml(config):
+    assert settings("--config", config("columns:\n  dialogue: text"))["columns"] == {"dialogue": "text"}
+
+
+@pytest.mark.parametrize("text", ["{dialogue: text}", "dialogue", '["text"]', '{"dialogue": 3}'])
+def test_columns_of_another_shape_are_refused_with_an_example(text):
+    message = refusal("--columns", text)
+    assert message.startswith(f"--columns {text}")
+    assert 'such as {"dialogue": "text"}' in message

@@ -1,0 +1,165 @@
+"""alignment/generation.py against greedy decoding written out: one prompt, no padding, no cache."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from alignment.generation import Decoding, generate
+
+TEXTS = (
+    "둘은 내일 역에서 만나기로 했다.", "네", "#Person1#: 내일 3시에 볼까?\n#Person2#: 좋아, 역에서 봐.", "점심 먹었어?",
+    "#Person1#: 안녕하세요.", "그는 회의에 늦었고 사과했다. 그래서 모두가 기다렸다.", "오늘", "응, 그래.",
+)  # fmt: skip
+ORDER = (3, 0, 2, 7, 1, 5, 4, 6)  # neither sorted by length nor reversed
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_tokenizer) -> list[list[int]]:
+    return [tiny_tokenizer(TEXTS[i]).input_ids for i in ORDER]
+
+
+@pytest.fixture
+def texts_of(model, tiny_tokenizer, prompts):
+    """Texts for the prompts; keyword arguments are those of `generate` and of `Decoding`."""
+
+    def run(end_token_id=tiny_tokenizer.eos_token_id, max_new_tokens=6, on_text=None, **decoding):
+        return generate(
+            model, tiny_tokenizer, prompts, end_token_id=end_token_id, max_new_tokens=max_new_tokens,
+            decoding=Decoding(**decoding), on_text=on_text,
+        )  # fmt: skip
+
+    return run
+
+
+@torch.inference_mode()
+def greedy(model: PreTrainedModel, prompt: list[int], end_token_id: int, new_tokens: int, anew=False) -> list[int]:
+    """The likeliest tokens, `anew` of those not yet used, up to the end token, which may not be the first."""
+    ids = list(prompt)
+    for step in range(new_tokens):
+        logits = model(torch.tensor([ids])).logits[0, -1]
+        if step == 0:
+            logits[end_token_id] = -torch.inf
+        if anew:
+            logits[ids] = -torch.inf
+        ids.append(int(logits.argmax()))
+        if ids[-1] == end_token_id:
+            return ids[len(prompt) : -1]
+    return ids[len(prompt) :]
+
+
+def decoded(tokenizer, completions):
+    return [tokenizer.decode(ids).strip() for ids in completions]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_texts_come_in_the_order_of_the_prompts_whatever_the_batch(
+    batch_size, texts_of, model, prompts, tiny_tokenizer
+):
+    end = tiny_tokenizer.eos_token_id
+    expected = decoded(tiny_tokenizer, [greedy(model, prompt, end, 6) for prompt in prompts])
+    assert len(set(expected)) > len(expected) / 2  # texts that were all alike would hide a wrong order
+    assert texts_of(batch_size=batch_size) == expected
+
+
+def test_a_text_is_cut_at_the_end_token_and_the_others_go_on(texts_of, model, prompts, tiny_tokenizer):
+    plain = [greedy(model, prompt, tiny_tokenizer.eos_token_id, 6) for prompt in prompts]
+    end = plain[0][3]
+    expected = [greedy(model, prompt, end, 6) for prompt in prompts]
+    assert {len(ids) < 6 for ids in expected} == {True, False}
+    assert texts_of(end_token_id=end) == decoded(tiny_tokenizer, expected)
+
+
+def test_the_end_token_cuts_not_its_text(texts_of, model, prompts, tiny_tokenizer):
+    # A token that the model writes, and whose text stands inside another token that it writes.
+    completions = [greedy(model, prompt, tiny_tokenizer.eos_token_id, 6) for prompt in prompts]
+    written = tiny_tokenizer.convert_ids_to_tokens(sorted({i for ids in completions for i in ids}))
+    whole = next(word for word in written if len(word) > 1)
+    part = next(i for i in map(tiny_tokenizer.convert_tokens_to_ids, whole) if not any(i in ids for ids in completions))
+    texts = texts_of(end_token_id=part)
+    assert any(tiny_tokenizer.decode(tiny_tokenizer.convert_tokens_to_ids([whole])).strip() in text for text in texts)
+    assert texts == decoded(tiny_tokenizer, completions)
+
+
+def test_the_end_token_is_never_the_first(texts_of, model, prompts, tiny_tokenizer):
+    with torch.inference_mode():
+        best = model(torch.tensor([prompts[0]])).logits[0, -1].topk(2).indices.tolist()
+    first = texts_of(end_token_id=best[0], max_new_tokens=1)[0]
+    assert first == tiny_tokenizer.decode(best[1:]).strip() != ""
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_no_text_is_longer_than_max_new_tokens(most, texts_of, model, prompts, tiny_tokenizer):
+    longer = [greedy(model, prompt, tiny_tokenizer.eos_token_id, 6) for prompt in prompts]
+    assert texts_of(max_new_tokens=most) == decoded(tiny_tokenizer, [ids[:most] for ids in longer])
+
+
+def test_decoding_settings_of_the_models_own_files_are_not_taken(texts_of, model, monkeypatch):
+    expected = texts_of()
+    for name, value in {"do_sample": True, "temperature": 2.0, "top_k": 5, "repetition_penalty": 9.0}.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    assert texts_of() == expected
+
+
+@torch.inference_mode()
+def test_beams_find_what_is_likeliest_as_a_whole(texts_of, model, prompts, tiny_tokenizer):
+    end, expected = tiny_tokenizer.eos_token_id, []
+    for prompt in prompts:
+        first = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        first[end] = -torch.inf
+        tokens = first.topk(50).indices.tolist()
+        second = model(torch.tensor([[*prompt, token] for token in tokens])).logits[:, -1].log_softmax(-1)
+        row, column = divmod(int((first[tokens, None] + second).argmax()), len(first))  # of 50 x V
+        expected.append([tokens[row], column])
+    assert expected != [greedy(model, prompt, end, 2) for prompt in prompts]  # or greedy search would pass as well
+    texts = texts_of(max_new_tokens=2, num_beams=50, length_penalty=0.0)
+    assert texts == decoded(tiny_tokenizer, expected)
+
+
+def test_no_repeat_ngram_size_counts_the_dialogue_too(texts_of, model, prompts, tiny_tokenizer):
+    expected = [greedy(model, prompt, tiny_tokenizer.eos_token_id, 12, anew=True) for prompt in prompts]
+    texts = texts_of(max_new_tokens=12, no_repeat_ngram_size=1)
+    assert texts == decoded(tiny_tokenizer, expected) != texts_of(max_new_tokens=12)
+
+
+def test_sampling_repeats_with_the_seed_and_only_with_it(texts_of):
+    def sampled(seed, **decoding):
+        torch.manual_seed(seed)
+        return texts_of(do_sample=True, **decoding)
+
+    assert sampled(0) == sampled(0)
+    assert sampled(0) != sampled(1)
+
+
+def test_a_temperature_near_zero_is_greedy_and_a_high_one_is_not(texts_of):
+    torch.manual_seed(0)
+    assert texts_of(do_sample=True, temperature=1e-4) == texts_of()
+    assert texts_of(do_sample=True, temperature=10.0) != texts_of()
+
+
+def test_top_p_near_zero_leaves_the_likeliest_token(texts_of):
+    assert texts_of(do_sample=True, top_p=1e-6) == texts_of()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_comes_back_in_the_mode_it_was_in(training, texts_of, model):
+    try:
+        model.train(training)
+        texts_of(max_new_tokens=1)
+        assert model.training is training
+    finally:
+        model.eval()
+
+
+def test_on_text_is_called_once_for_each_prompt_with_its_text(texts_of):
+    calls = []
+    texts = texts_of(batch_size=3, on_text=lambda *call: calls.append(call))
+    assert sorted(calls) == list(enumerate(texts))
+
+
+def test_no_prompts_no_texts(model, tiny_tokenizer):
+    assert generate(model, tiny_tokenizer, [], end_token_id=1, max_new_tokens=4, description="Nothing") == []

@@ -1,0 +1,82 @@
+"""alignment/journal.py: what a killed run leaves, and what the next one takes from it."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from alignment.journal import Journal
+
+FACTS = {"model": "모델", "data": {"rows": 3}, "decoding": {"num_beams": 1}}
+
+
+class Killed(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def leave_behind(path: Path, texts: dict[int, str], facts: dict | None = None) -> Path:
+    """Runs a journal that is killed after these texts; its file."""
+    with contextlib.suppress(Killed), Journal(path, facts or FACTS) as journal:
+        for index, text in texts.items():
+            journal.add(index, text)
+        raise Killed
+    (file,) = path.parent.iterdir()
+    return file
+
+
+def done(path: Path, facts: dict | None = None) -> dict[int, str]:
+    with Journal(path, facts or FACTS) as journal:
+        return journal.done
+
+
+def test_texts_of_a_killed_run_are_found_again_as_they_were(tmp_path):
+    texts = {2: "둘은 내일\n만난다.", 0: '"네"라고 했다. \\n', 1: ""}
+    leave_behind(tmp_path / "model", texts)
+    assert done(tmp_path / "model") == texts
+
+
+def test_a_text_is_in_the_file_as_soon_as_it_is_added(tmp_path):
+    with Journal(tmp_path / "model", FACTS) as journal:
+        journal.add(0, "요약")
+        (file,) = tmp_path.iterdir()
+        assert "요약" in file.read_text("utf-8")
+
+
+def test_a_second_kill_loses_nothing_of_the_first(tmp_path):
+    leave_behind(tmp_path / "model", {0: "하나"})
+    leave_behind(tmp_path / "model", {1: "둘"})
+    assert done(tmp_path / "model") == {0: "하나", 1: "둘"}
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_line_cut_anywhere_even_within_a_letter_is_dropped(cut, tmp_path):
+    file = leave_behind(tmp_path / "model", {0: "하나", 1: "둘"})
+    file.write_bytes(file.read_bytes()[:-cut])
+    assert done(tmp_path / "model") == {0: "하나"}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"model": "'])
+def test_a_file_cut_in_its_first_line_is_no_journal(content, tmp_path):
+    leave_behind(tmp_path / "model", {0: "하나"}).write_bytes(content)
+    assert done(tmp_path / "model") == {}
+
+
+@pytest.mark.parametrize("change", [{"model": "other"}, {"data": {"rows": 4}}, {"decoding": {"num_beams": 2}}])
+def test_texts_made_with_other_facts_are_not_taken(change, tmp_path):
+    leave_behind(tmp_path / "model", {0: "하나"})
+    assert done(tmp_path / "model", FACTS | change) == {}
+
+
+def test_texts_of_another_journal_in_the_folder_are_not_taken(tmp_path):
+    leave_behind(tmp_path / "model", {0: "하나"})
+    assert done(tmp_path / "model.2") == {}
+    assert done(tmp_path / "mode[l]") == {}
+    assert done(tmp_path / "model") == {0: "하나"}
+
+
+def test_texts_of_every_process_are_taken_and_their_files_deleted(tmp_path):
+    file = leave_behind(tmp_path / "model", {0: "하나"})
+    of_another = file.with_name("model.1.partial")
+    of_another.write_text(file.read_text("utf-8").replace('[0, "하나"]', '[1, "둘"]'), "utf-8")
+    assert done(tmp_path / "model") == {0: "하나", 1: "둘"}
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,277 @@
+"""Loading in every type, LoRA on every architecture, and QLoRA that really trains, all on tiny random models."""
+
+import json
+from pathlib import Path
+
+import bitsandbytes
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+)
+
+from alignment import embedded, models
+from alignment.arguments import ModelArguments
+from alignment.errors import InputError
+from recipes import sft
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+LLAMA_TARGETS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+ARCHITECTURES = {
+    "gpt_neox": (
+        GPTNeoXConfig(**SIZES, intermediate_size=64),
+        {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
+    ),
+    "gptj": (
+        GPTJConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=2, rotary_dim=8),
+        {"q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"},
+    ),
+    "llama": (LlamaConfig(**SIZES, intermediate_size=64), LLAMA_TARGETS),
+    "qwen3": (Qwen3Config(**SIZES, intermediate_size=64, num_key_value_heads=1, head_dim=16), LLAMA_TARGETS),
+    "gemma3": (Gemma3TextConfig(**SIZES, intermediate_size=64, num_key_value_heads=1, head_dim=16), LLAMA_TARGETS),
+}
+
+
+def arguments(path, **changes):
+    return ModelArguments(model_name_or_path=str(path), **{"dtype": "float32"} | changes)
+
+
+def save_llama(folder: Path, **changes) -> Path:
+    LlamaForCausalLM(LlamaConfig(**SIZES | {"intermediate_size": 64} | changes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, tiny_model) -> Path:
+    """An untrained adapter for the tiny model."""
+    folder = tmp_path_factory.mktemp("adapter")
+    models.load_for_training(arguments(tiny_model)).save_pretrained(folder)
+    return folder
+
+
+# --- LoRA targets
+
+
+@pytest.mark.parametrize(("config", "targets"), ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_lora_is_on_all_linear_layers_but_the_head(config, targets, tmp_path):
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = models.load_for_training(arguments(tmp_path))
+    adapted = [name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")]
+    assert {name.rpartition(".")[2] for name in adapted} == targets
+    assert len(adapted) == 2 * len(targets)  # in both layers
+    assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("names", [["q_proj"], ["q_proj", "v_proj"]])
+def test_named_targets_replace_those_of_the_architecture(tiny_model, names):
+    model = models.load_for_training(arguments(tiny_model, lora_target_modules=names))
+    adapted = {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith(".lora_A")}
+    assert adapted == set(names)
+
+
+def test_named_targets_that_the_model_lacks_are_refused(tiny_model):
+    with pytest.raises(InputError, match=r"--lora_target_modules .*query_key_value.* not found in the base model"):
+        models.load_for_training(arguments(tiny_model, lora_target_modules=["query_key_value"]))
+
+
+# --- types and quantisation
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_base_and_adapters_have_the_asked_type(tiny_model, dtype):
+    model = models.load_for_training(arguments(tiny_model, dtype=dtype))
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_4_bit_weights_are_nf4_with_double_quantisation(tiny_model):
+    model = models.load_base(arguments(tiny_model, load_in_4bit=True))
+    weight = model.model.layers[0].mlp.up_proj.weight
+    assert isinstance(weight, bitsandbytes.nn.Params4bit)
+    assert (weight.dtype, weight.quant_state.quant_type, weight.quant_state.nested) == (torch.uint8, "nf4", True)
+    assert weight.numel() == 64 * 128 / 2  # two weights a byte
+
+
+def test_8_bit_weights_are_int8(tiny_model):
+    weight = models.load_base(arguments(tiny_model, load_in_8bit=True)).model.layers[0].mlp.up_proj.weight
+    assert isinstance(weight, bitsandbytes.nn.Int8Params)
+    assert weight.dtype == torch.int8
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_the_head_stays_unquantised(tiny_model, bits):
+    head = models.load_base(arguments(tiny_model, **{bits: True})).get_output_embeddings()
+    assert type(head) is torch.nn.Linear
+    assert head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_quantised_logits_are_near_those_of_the_unquantised_model(tiny_model, bits):
+    ids = torch.arange(2, 34)[None]
+    with torch.no_grad():
+        exact = models.load_base(arguments(tiny_model)).eval()(ids).logits
+        near = models.load_base(arguments(tiny_model, **{bits: True})).eval()(ids).logits
+    assert 0 < (near - exact).norm() / exact.norm() < 0.2
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_training_every_quantised_weight_is_refused(tiny_model, bits):
+    with pytest.raises(InputError, match="--use_peft false: quantised weights cannot be trained; use LoRA"):
+        models.load_base(arguments(tiny_model, use_peft=False, **{bits: True}))
+
+
+# --- training
+
+
+# No evaluation and no checkpoints: only training counts here.
+QUIET = {"phases": "1", "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+
+
+def base_bytes(model) -> dict[str, bytes]:
+    return {
+        name: p.detach().view(torch.uint8).numpy().tobytes()
+        for name, p in model.named_parameters()
+        if "lora_" not in name
+    }
+
+
+def test_qlora_trains_the_adapters_and_leaves_the_4_bit_base_alone(sft_flags, tmp_path, monkeypatch):
+    taken = {}
+
+    def load_for_training(*args, **kwargs):
+        model = original(*args, **kwargs)
+        taken.update(model=model, base=base_bytes(model))
+        return model
+
+    original = models.load_for_training
+    monkeypatch.setattr(models, "load_for_training", load_for_training)
+    sft.main(sft_flags(load_in_4bit=True, num_train_epochs=3, **QUIET))
+
+    assert any(isinstance(p, bitsandbytes.nn.Params4bit) for p in taken["model"].parameters())
+    assert base_bytes(taken["model"]) == taken["base"]
+    folder = tmp_path / "out" / "phase1"
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert all(weight.any() for name, weight in weights.items() if "lora_B" in name)  # they begin at zero
+    losses = [line["loss"] for line in json.loads((folder / "manifest.json").read_text())["log"] if "loss" in line]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_phase_2_of_full_fine_tuning_starts_from_the_weights_of_phase_1(sft_flags, tiny_model, tmp_path):
+    sft.main(sft_flags(use_peft=False, num_train_epochs=1, learning_rate=1e-3, **QUIET))
+    phase1 = tmp_path / "out" / "phase1"
+    started = models.load_for_training(arguments(tiny_model, use_peft=False), start_from=phase1)
+    trained, base = load_file(phase1 / "model.safetensors"), load_file(tiny_model / "model.safetensors")
+    assert all(p.requires_grad for p in started.parameters())
+    assert torch.equal(started.get_input_embeddings().weight, trained["model.embed_tokens.weight"])
+    assert not torch.equal(trained["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+
+
+def test_phase_2_starts_from_the_adapter_of_phase_1(tiny_model, adapter):
+    model = models.load_for_training(arguments(tiny_model), start_from=adapter)
+    stored = load_file(adapter / "adapter_model.safetensors")
+    loaded = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+    assert loaded.keys() == stored.keys()
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
+
+
+# --- names and folders
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"none: no such folder\. Expected a folder or a Hub name `owner/name`"):
+        models.resolve(str(tmp_path / "none"))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json or adapter_config\.json in it\. Expected a model folder"):
+        models.resolve(str(tmp_path))
+
+
+def test_a_hub_name_is_left_as_it_is():
+    assert models.resolve("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+
+
+def test_a_damaged_model_folder_is_refused_with_its_name(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=f"The model {tmp_path} cannot be loaded"):
+        models.load_base(arguments(tmp_path))
+
+
+# --- adapters
+
+
+def test_an_adapter_for_another_shape_is_refused_with_both_names(tmp_path, tiny_model, adapter):
+    narrow = save_llama(tmp_path)
+    with pytest.raises(InputError, match="does not fit") as error:
+        models.add_adapter(models.load_base(arguments(narrow)), adapter)
+    assert str(narrow) in str(error.value)
+    assert str(tiny_model) in str(error.value)
+
+
+def test_an_adapter_for_a_deeper_base_is_refused(tmp_path):
+    deep, shallow = save_llama(tmp_path / "deep", num_hidden_layers=3), save_llama(tmp_path / "shallow")
+    models.load_for_training(arguments(deep)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"the base has no place for 14 tensors such as \S+layers\.2\."):
+        models.add_adapter(models.load_base(arguments(shallow)), tmp_path / "adapter")
+
+
+def test_phase_2_on_another_base_of_the_same_shape_is_refused_with_both_names(tmp_path, tiny_model, adapter):
+    twin = tmp_path / "twin"
+    LlamaForCausalLM.from_pretrained(tiny_model).save_pretrained(twin)
+    with pytest.raises(InputError) as error:
+        models.load_for_training(arguments(twin), start_from=adapter)
+    assert f"was trained on {tiny_model}, not on {twin}" in str(error.value)
+
+
+def test_an_adapter_in_place_of_a_model_is_refused_with_its_base(tiny_model, adapter):
+    with pytest.raises(InputError, match=f"an adapter for {tiny_model}, where a whole model is expected"):
+        models.load_for_training(arguments(adapter))
+
+
+def test_a_whole_model_in_place_of_an_adapter_is_refused(tiny_model):
+    with pytest.raises(InputError, match="a whole model, where an adapter is expected"):
+        models.load_for_training(arguments(tiny_model), start_from=tiny_model)
+
+
+def test_an_adapter_on_the_embedded_model_is_portable(tmp_path):
+    elsewhere = f"/home/someone/cache/{embedded.FOLDER}"
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": elsewhere}))
+    assert models.base_of(tmp_path) == embedded.NAME
+
+
+# --- tokenizers
+
+
+def save_gptj_like(folder: Path, **tokens: int) -> Path:
+    """A GPT-J folder whose tokenizer.json names no special tokens, as kogpt's; `tokens` are ids for its config."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(["abc"], trainers.BpeTrainer(special_tokens=["[BOS]", "[EOS]"]))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    size = tokenizer.get_vocab_size()
+    none = {"bos_token_id": None, "eos_token_id": None}
+    GPTJConfig(vocab_size=size, n_embd=32, n_layer=1, n_head=2, rotary_dim=8, **none | tokens).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tokenizer_class", ["GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_a_tokenizer_without_an_end_token_takes_that_of_the_config(tmp_path, tokenizer_class):
+    save_gptj_like(tmp_path, eos_token_id=1)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer_class}))
+    tokenizer = models.load_tokenizer(str(tmp_path))
+    assert (tokenizer.eos_token, tokenizer.pad_token_id, tokenizer.padding_side) == ("[EOS]", 1, "left")
+
+
+def test_a_model_without_any_end_token_is_refused(tmp_path):
+    save_gptj_like(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    with pytest.raises(InputError, match="has no end token"):
+        models.load_tokenizer(str(tmp_path))
