@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -137,6 +138,12 @@ class SFTArguments(SFTConfig):
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     disable_tqdm: bool | None = field(default=True, metadata={"help": "The recipes show their own progress."})
     include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Which tokens to count."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.report_to:
+            if find_spec(name) is None:
+                raise InputError(f"--report_to {name}: not installed. Install it with `pip install {name}`.")
 
 
 class _Parser(TrlParser):

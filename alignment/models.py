@@ -91,6 +91,15 @@ def load_tokenizer(name_or_path: str, revision: str = "main") -> PreTrainedToken
     return tokenizer
 
 
+def context_tokens(name_or_path: str, revision: str = "main") -> int | None:
+    """The most tokens that the model takes, prompt and summary together, or None where its config does not say."""
+    try:
+        config = AutoConfig.from_pretrained(resolve(name_or_path), revision=revision)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name_or_path, error) from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_base(config: ModelArguments) -> PreTrainedModel:
     """The base model in its type and quantisation, on this process's device.
 

@@ -84,6 +84,7 @@ class TrainingProgress(TrainerCallback):
         self.description = description
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Opens the bar."""
         if not state.is_world_process_zero:
             return
         self._bar = _bar()
@@ -94,6 +95,7 @@ class TrainingProgress(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
+        """Moves the bar, and prints held-out figures."""
         if not state.is_world_process_zero or not hasattr(self, "_bar"):
             return
         held_out = {k.removeprefix("eval_"): v for k, v in logs.items() if k in ("eval_loss", "eval_rouge")}
@@ -114,6 +116,7 @@ class TrainingProgress(TrainerCallback):
             )
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Closes the bar."""
         if state.is_world_process_zero and hasattr(self, "_bar"):
             self._bar.stop()
 

@@ -26,6 +26,8 @@ from alignment.progress import console, peak_memory_gib
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
+# In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
+DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
 # Settings that may differ between a run and its continuation, because the result does not depend on them.
 FREE_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "phases", "report_to", "run_name", "project",
@@ -49,7 +51,7 @@ def launch(main: Callable[[], None]) -> None:
         _say_once("stopped. The same command goes on from here; a training run with --resume_from_checkpoint true.")
         code = 130
     except Exception as error:
-        if "No space left on device" not in str(error):
+        if not any(sign in str(error) for sign in DISK_FULL):
             raise
         _say_once(
             f"error: the disk is full: {error}. Free some space, then give the same command to go on; "
@@ -231,7 +233,8 @@ class Run:
             changed.insert(0, "other dialogues")
         if not previous["finished"] and previous["world_size"] != manifest["world_size"]:
             changed.insert(0, f"number of processes {previous['world_size']} -> {manifest['world_size']}")
-        if changed:
+        has_work = previous["finished"] or last_checkpoint(folder) is not None  # else it failed as it began
+        if changed and has_work:
             raise InputError(
                 f"{folder}: holds a run with other settings ({', '.join(changed[:5])}). "
                 "Choose another --output_dir, or add --overwrite_output_dir true to delete it."

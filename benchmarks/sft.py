@@ -38,7 +38,8 @@ def train(kind, examples, steps, dtype, my_turn, other_turn, results):
     class Turns(TrainerCallback):
         """Waits for the turn before an update, and notes how long the update took."""
 
-        seconds: list[float] = []
+        def __init__(self):
+            self.seconds = []
 
         def on_step_begin(self, args, state, control, **_):
             my_turn.acquire()

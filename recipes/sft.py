@@ -2,7 +2,8 @@
 
     accelerate launch recipes/sft.py
     accelerate launch recipes/sft.py --config recipes/configs/qwen3-4b.yaml --dataset_path my_dialogues.csv
-    accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/sft.py --config recipes/configs/solar-10.7b.yaml
+    accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/sft.py \
+        --config recipes/configs/solar-10.7b.yaml
 
 Without arguments it trains the embedded model on the embedded dialogues. Phase 1 fine-tunes with one instruction,
 phase 2 goes on from phase 1's adapter with five. Results: OUTPUT_DIR/phase1 and OUTPUT_DIR/phase2.
@@ -28,12 +29,15 @@ def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
     model_args, data_args, prompt_args, args = parse(classes, argv, default_config=CONFIGS / "embedded.yaml")
     if args.phases not in ("1", "2", "1,2"):
-        raise InputError(f"--phases {args.phases}: expected 1, 2 or 1,2. Phase 3 is recipes/ppo.py.")
+        raise InputError(f"--phases {args.phases}: expected 1, 2 or 1,2..")
     prompt_args.prompt_form = prompt_args.prompt_form or "instruction"
     output = Path(args.output_dir)
     run.make_folder(output)
 
     tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    context = models.context_tokens(model_args.model_name_or_path, model_args.model_revision)
+    if not args.max_length or (context and args.max_length > context):
+        raise InputError(f"--max_length {args.max_length}: expected at most {context}, the model's context in tokens.")
     (train, held_out), rejected = data.load_train_and_eval(data_args)
     if rejected:
         data.write_rejected(rejected, output / "rejected.jsonl")

@@ -13,12 +13,11 @@ not be used on Korean: its tokenizer drops every character outside `[a-z0-9]`, s
 
 import functools
 import importlib
-import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from types import SimpleNamespace
 from typing import Any
 
@@ -177,10 +176,7 @@ def _aistages(morphemes: Tokenize) -> Score:
         predicted, expected = sentences(prediction), sentences(reference)
         if not predicted or not expected:  # the library raises here
             return 0.0, 0.0, 0.0
-        words, expected_words = (
-            functools.reduce(operator.iadd, predicted, []),
-            functools.reduce(operator.iadd, expected, []),
-        )
+        words, expected_words = list(chain(*predicted)), list(chain(*expected))
         unigrams, expected_unigrams = set(words), set(expected_words)
         bigrams, expected_bigrams = set(pairwise(words)), set(pairwise(expected_words))
         in_order = set().union(*(_lcs_words(one, other) for one, other in product(expected, predicted)))

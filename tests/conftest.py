@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,13 @@ def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def sft_flags(tiny_model: Path, dialogues: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """Flags of recipes/sft.py for a run of seconds, into `tmp_path / "out"`; keyword arguments replace or add flags."""
+@pytest.fixture(scope="session")
+def sft_flags_for(tiny_model: Path, dialogues: Path) -> Callable[..., list[str]]:
+    """Flags of recipes/sft.py for a run of seconds into a folder; keyword arguments replace or add flags."""
 
-    def flags(**changes: object) -> list[str]:
+    def flags(output_dir: Path, **changes: object) -> list[str]:
         values: dict[str, object] = {
-            "model_name_or_path": tiny_model, "dataset_path": dialogues, "output_dir": tmp_path / "out",
+            "model_name_or_path": tiny_model, "dataset_path": dialogues, "output_dir": output_dir,
             "dtype": "float32", "num_train_epochs": 2, "phase2_epochs": 1, "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 2, "rouge_eval_rows": 2, "max_new_tokens": 8, "eval_steps": 2,
             "save_steps": 2, "learning_rate": 1e-2, "use_cpu": True,
@@ -65,3 +66,9 @@ def sft_flags(tiny_model: Path, dialogues: Path, tmp_path: Path) -> Callable[...
         return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
 
     return flags
+
+
+@pytest.fixture
+def sft_flags(sft_flags_for: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
+    """`sft_flags_for` the folder `tmp_path / "out"`."""
+    return partial(sft_flags_for, tmp_path / "out")

@@ -1,0 +1,145 @@
+"""recipes/summarize.py: every format of input, as files and through standard input and output."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from alignment.errors import InputError
+from alignment.summarizer import Summarizer
+from recipes import summarize
+
+FIRST = "#Person1#: 내일 3시에 볼까?\n#Person2#: 좋아, 역에서 봐."
+SECOND = "#Person1#: 점심 먹었어, 너?\n#Person2#: 아직."
+
+
+def nikl(name: str, dialogue: str) -> dict:
+    turns = [dict(zip(("speaker", "utterance"), line.split(": "), strict=True)) for line in dialogue.split("\n")]
+    return {"id": name, "input": {"conversation": turns, "subject_keyword": ["약속"]}, "output": ""}
+
+
+def aihub(name: str, dialogue: str) -> dict:
+    turns = [dict(zip(("participantID", "utterance"), line.split(": "), strict=True)) for line in dialogue.split("\n")]
+    return {"header": {"dialogueInfo": {"dialogueID": name}}, "body": {"dialogue": turns}}
+
+
+ROWS = (("b", FIRST), ("a", SECOND), ("c", FIRST))
+FORMATS = {
+    "csv": "fname,dialogue\n" + "".join(f'{name},"{text}"\n' for name, text in ROWS),
+    "json lines": "\n".join(json.dumps({"fname": name, "dialogue": text}) for name, text in ROWS),
+    "json": json.dumps([{"id": name, "dialogue": text, "summary": "x"} for name, text in ROWS], indent=1),
+    "nikl": json.dumps([nikl(*row) for row in ROWS]),
+    "aihub": json.dumps({"numberOfItems": 3, "data": [aihub(*row) for row in ROWS]}),
+}
+
+
+@pytest.fixture(scope="module")
+def summaries(tiny_model) -> dict[str, str]:
+    """The summary of each dialogue, made alone."""
+    summarizer = Summarizer.load(str(tiny_model))
+    summarizer.max_new_tokens = 8
+    return {text: " ".join(summarizer.summarize([text])[0].split("\n")) for text in (FIRST, SECOND)}
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path):
+    """Runs the recipe on a file of this content; keyword arguments replace or add flags."""
+
+    def run_recipe(content: str | None = None, **flags: object) -> None:
+        if content is not None:
+            (tmp_path / "input").write_text(content, "utf-8")
+            flags = {"input": tmp_path / "input"} | flags
+        flags = {"model": tiny_model, "max_new_tokens": 8, "dtype": "float32"} | flags
+        summarize.main([f"--{name}={value}" for name, value in flags.items()])
+
+    return run_recipe
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(text)))
+
+
+@pytest.mark.parametrize("family", FORMATS)
+def test_a_file_becomes_a_csv_with_a_row_for_each_in_order(family, run, summaries, tmp_path):
+    run(FORMATS[family], output=tmp_path / "submission.csv")
+    rows = rows_of((tmp_path / "submission.csv").read_text("utf-8"))
+    assert rows == [["fname", "summary"], *([name, summaries[text]] for name, text in ROWS)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["input", "submission.csv"]
+
+
+def test_a_folder_gives_its_held_out_dialogues(run, dialogues, tmp_path):
+    run(input=dialogues, output=tmp_path / "submission.csv")
+    ids = [json.loads(line)["fname"] for line in (dialogues / "eval.jsonl").read_text("utf-8").splitlines()]
+    assert [row[0] for row in rows_of((tmp_path / "submission.csv").read_text("utf-8"))] == ["fname", *ids]
+
+
+def test_a_csv_may_go_to_standard_output(run, summaries, capsys):
+    run(FORMATS["csv"])
+    assert rows_of(capsys.readouterr().out) == [["fname", "summary"], *([name, summaries[text]] for name, text in ROWS)]
+
+
+def test_plain_text_becomes_a_line_for_each_dialogue(run, summaries, capsys):
+    run(f"{FIRST}\n\n{SECOND}\n\n\n{FIRST}\n")
+    assert capsys.readouterr().out == "".join(f"{summaries[text]}\n" for text in (FIRST, SECOND, FIRST))
+
+
+def test_plain_text_with_commas_and_crlf(run, summaries, capsys):
+    run(f"{SECOND}\n".replace("\n", "\r\n"))
+    assert capsys.readouterr().out == f"{summaries[SECOND]}\n"
+
+
+def test_plain_text_to_a_file(run, summaries, tmp_path):
+    run(FIRST, output=tmp_path / "summary.txt")
+    assert (tmp_path / "summary.txt").read_text("utf-8") == f"{summaries[FIRST]}\n"
+
+
+@pytest.mark.parametrize("content", [FIRST, FORMATS["json lines"]], ids=["text", "json lines"])
+def test_standard_input(content, run, capsys, monkeypatch):
+    run(content)
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content.encode())))
+    run()
+    assert capsys.readouterr().out == expected != ""
+
+
+def test_a_real_pipe_has_the_summary_and_nothing_else_on_standard_output(tiny_model, summaries, tmp_path):
+    recipe = Path(summarize.__file__)
+    command = [sys.executable, recipe, "--model", tiny_model, "--max_new_tokens", "8", "--dtype", "float32"]
+    done = subprocess.run(command, input=FIRST.encode(), capture_output=True, check=True, cwd=tmp_path)
+    assert done.stdout.decode() == f"{summaries[FIRST]}\n"
+
+
+def test_a_summary_of_several_lines_is_written_as_one(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Summarizer, "summarize", lambda self, texts, *_: ["하나\n\n 둘"] * len(texts))
+    run(f"{FIRST}\n\n{SECOND}", output=tmp_path / "summary.txt")
+    assert (tmp_path / "summary.txt").read_text("utf-8") == "하나 둘\n하나 둘\n"
+
+
+def test_an_existing_output_is_refused_and_kept(run, tmp_path):
+    (tmp_path / "old.csv").write_text("mine", "utf-8")
+    with pytest.raises(InputError, match=r"old\.csv: exists.*--overwrite true"):
+        run(FORMATS["csv"], output=tmp_path / "old.csv")
+    assert (tmp_path / "old.csv").read_text("utf-8") == "mine"
+
+
+def test_an_existing_output_is_replaced_where_asked(run, tmp_path):
+    (tmp_path / "old.csv").write_text("mine", "utf-8")
+    run(FORMATS["csv"], output=tmp_path / "old.csv", overwrite=True)
+    assert len(rows_of((tmp_path / "old.csv").read_text("utf-8"))) == 4
+
+
+def test_an_output_in_a_missing_folder_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match=r"--output .*: no such folder .*/missing"):
+        run(FORMATS["csv"], output=tmp_path / "missing" / "submission.csv")
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_missing_input_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.csv: no such file"):
+        run(input=tmp_path / "nowhere.csv", output=tmp_path / "submission.csv")
+    assert not (tmp_path / "submission.csv").exists()

@@ -1,0 +1,140 @@
+"""recipes/sft.py by `accelerate launch`: the shipped configs, one process against two, and a user's error."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "accelerate_configs"
+Flags = Callable[..., list[str]]
+
+EXPECTED = {  # distributed type, processes, machines
+    "cpu": ("NO", 1, 1),
+    "cpu_two_processes": ("MULTI_GPU", 2, 1),
+    "single_gpu": ("NO", 1, 1),
+    "multi_gpu": ("MULTI_GPU", 2, 1),
+    "fsdp2_qlora": ("FSDP", 2, 1),
+    "zero3": ("DEEPSPEED", 2, 1),
+    "multi_node": ("MULTI_GPU", 16, 2),
+}
+
+
+def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def launch(config: str, flags: list[str]) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+    return execute([*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), "recipes/sft.py", *flags])
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text("utf-8"))
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    return [line[name] for line in manifest(folder)["log"] if name in line]
+
+
+@pytest.fixture(scope="module")
+def launched(sft_flags_for: Flags, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """A whole run on one process and one on two, of equal global batch, by the number of processes.
+
+    The evaluation batches differ on purpose, and there are fewer dialogues to summarise than processes.
+    """
+    folder = tmp_path_factory.mktemp("launched")
+    runs = {1: ("cpu", 2, 3), 2: ("cpu_two_processes", 1, 1)}
+    for processes, (config, accumulation, eval_batch) in runs.items():
+        flags = sft_flags_for(
+            folder / str(processes), use_cpu=False, lora_dropout=0, gradient_accumulation_steps=accumulation,
+            per_device_eval_batch_size=eval_batch, rouge_eval_rows=1, save_total_limit=10, load_best_model_at_end=False,
+        )  # fmt: skip
+        result = launch(config, flags)
+        assert result.returncode == 0, result.stderr
+    return {processes: folder / str(processes) for processes in runs}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_config_starts_that_many_processes(launched: dict[int, Path], processes: int):
+    assert manifest(launched[processes] / "phase1")["world_size"] == processes
+
+
+@pytest.mark.parametrize("phase", ["phase1", "phase2"])
+@pytest.mark.parametrize("name", ["loss", "eval_loss"])
+def test_one_process_and_two_learn_the_same(launched: dict[int, Path], phase: str, name: str):
+    one, two = (curve(launched[processes] / phase, name) for processes in (1, 2))
+    assert len(one) >= 2
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_two_processes_resume_within_the_second_epoch(launched: dict[int, Path], sft_flags_for: Flags, tmp_path: Path):
+    whole, killed = launched[2] / "phase1", tmp_path / "killed"
+    shutil.copytree(whole, killed / "phase1")
+    shutil.rmtree(killed / "phase1" / "checkpoint-6")  # what is left was there after 4 of 6 steps, 3 an epoch
+    unfinished = manifest(whole) | {"finished": False}
+    (killed / "phase1" / "manifest.json").write_text(json.dumps(unfinished), "utf-8")
+
+    flags = sft_flags_for(
+        killed, use_cpu=False, lora_dropout=0, gradient_accumulation_steps=1, per_device_eval_batch_size=1,
+        rouge_eval_rows=1, save_total_limit=10, load_best_model_at_end=False, phases=1, resume_from_checkpoint=True,
+    )  # fmt: skip
+    result = launch("cpu_two_processes", flags)
+    assert "checkpoint-4" in result.stderr, result.stderr
+    expected = (whole / "adapter_model.safetensors").read_bytes()
+    assert (killed / "phase1" / "adapter_model.safetensors").read_bytes() == expected
+
+
+def test_an_error_on_two_processes_is_told_once(launched: dict[int, Path], sft_flags_for: Flags):
+    result = launch("cpu_two_processes", sft_flags_for(launched[2], use_cpu=False, learning_rate=0.5))
+    assert result.returncode != 0
+    assert result.stderr.count("error: ") == 1
+    assert "learning_rate 0.01 -> 0.5" in result.stderr
+    assert str(ROOT / "alignment") not in result.stderr  # no traceback of ours
+
+
+def test_an_error_under_a_quiet_launch_is_one_message():
+    result = launch("cpu", ["--phases", "3"])
+    assert result.returncode != 0
+    assert "error: --phases 3: expected 1, 2 or 1,2." in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_without_a_launcher_is_one_line_and_exit_code_2():
+    result = execute([sys.executable, "recipes/sft.py", "--phases", "3"])
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [result.stderr.strip()]
+    assert result.stderr.startswith("error: --phases 3")
+
+
+def test_every_config_is_expected_here():
+    assert {path.stem for path in CONFIGS.iterdir()} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_accelerate_accepts_the_config(name: str):
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert (config.distributed_type.value, config.num_processes, config.num_machines) == EXPECTED[name]
+    assert config.mixed_precision == "no"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_config_opens_with_its_command(name: str):
+    comment, _, _ = (CONFIGS / f"{name}.yaml").read_text("utf-8").partition("compute_environment")
+    assert all(line.startswith("#") for line in comment.splitlines())
+    assert f"accelerate launch --config_file accelerate_configs/{name}.yaml" in comment
+
+
+def test_fsdp_saves_what_can_be_loaded_again():
+    fsdp = load_config_from_file(str(CONFIGS / "fsdp2_qlora.yaml")).fsdp_config
+    assert fsdp["fsdp_version"] == 2
+    assert fsdp["fsdp_state_dict_type"] == "FULL_STATE_DICT"
