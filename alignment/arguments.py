@@ -22,19 +22,9 @@ CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 
 
 @dataclass
-class DataArguments:
-    """Which dialogues."""
+class RowArguments:
+    """How rows are read, whatever they are for."""
 
-    dataset_path: str = field(
-        default="embedded-ko",
-        metadata={"help": "A file, a folder with train and eval files, a Hub data set, or embedded-ko / embedded-en."},
-    )
-    eval_dataset_path: str | None = field(
-        default=None,
-        metadata={"help": "Held-out dialogues; by default the folder's eval file, or else a tenth of the data."},
-    )
-    max_train_rows: int | None = field(default=None, metadata={"help": "Use only the first rows for training."})
-    max_eval_rows: int | None = field(default=None, metadata={"help": "Use only the first rows for evaluation."})
     bad_rows: str = field(
         default="error",
         metadata={"help": "On faulty rows: stop (error), or go on and list them in a file (skip)."},
@@ -57,6 +47,22 @@ class DataArguments:
                 ) from error
         if not (isinstance(self.columns, dict) and all(isinstance(name, str) for name in self.columns.values())):
             raise InputError(f'{given}: expected your name for each field, such as {{"dialogue": "text"}}.')
+
+
+@dataclass
+class DataArguments(RowArguments):
+    """Which dialogues."""
+
+    dataset_path: str = field(
+        default="embedded-ko",
+        metadata={"help": "A file, a folder with train and eval files, a Hub data set, or embedded-ko / embedded-en."},
+    )
+    eval_dataset_path: str | None = field(
+        default=None,
+        metadata={"help": "Held-out dialogues; by default the folder's eval file, or else a tenth of the data."},
+    )
+    max_train_rows: int | None = field(default=None, metadata={"help": "Use only the first rows for training."})
+    max_eval_rows: int | None = field(default=None, metadata={"help": "Use only the first rows for evaluation."})
 
 
 @dataclass

@@ -25,6 +25,7 @@ class Decoding:
         metadata={"help": "Forbid n-grams of this size to come twice in dialogue and summary together; 0: no."},
     )
     batch_size: int = field(default=16, metadata={"help": "Dialogues summarised at a time."})
+    seed: int = field(default=42, metadata={"help": "Seed of sampling."})
 
 
 def generate(
@@ -64,6 +65,8 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         **sampling,
     )
+    if decoding.do_sample:
+        torch.manual_seed(decoding.seed)
     state = PartialState()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))[state.process_index :: state.num_processes]
     texts: list[tuple[int, str]] = []

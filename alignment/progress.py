@@ -127,7 +127,8 @@ def show_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -
         return
     table = Table(title=title)
     for name in columns:
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right", overflow="fold")
+        is_text = isinstance(rows[0][name], str)
+        table.add_column(name.replace("_", " "), justify="left" if is_text else "right", no_wrap=is_text)
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in map(row.get, columns)))
     Console().print(table)

@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> None:
         else:
             summarizer = Summarizer.load(system, model_args, prompt_args)
             settings = run.settings_of(model_args, prompt_args, decoding)
-            facts = {"model": system, "data": data.summary(records), "settings": settings}
+            trained = run.read_manifest(system)
+            facts = {"model": system, "trained": trained, "data": data.summary(records), "settings": settings}
             with Journal(output / name, facts) as journal:
                 summaries = summarizer.summarize(texts, decoding, f"Summarising with {name}", journal)
             del summarizer  # its memory, before the next one's is counted
@@ -82,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
             scores = asdict(rouge(summaries, references, profile)) | {"rows": len(records)}
             results.append({"name": name} | scores | cost)
     run.write_json(results, output / "results.json")
-    columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "rows", "seconds", "peak_memory_gib")
-    show_table(f"ROUGE on {data_args.dataset_path}", columns, results)
+    columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "seconds", "peak_memory_gib")
+    show_table(f"ROUGE on {len(records)} rows of {data_args.dataset_path}", columns, results)
     run.say(f"Written: {output}/results.json")
 
 

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
     model_args, data_args, prompt_args, args = parse(classes, argv, default_config=CONFIGS / "embedded.yaml")
     if args.phases not in ("1", "2", "1,2"):
-        raise InputError(f"--phases {args.phases}: expected 1, 2 or 1,2..")
+        raise InputError(f"--phases {args.phases}: expected 1, 2 or 1,2.")
     prompt_args.prompt_form = prompt_args.prompt_form or "instruction"
     output = Path(args.output_dir)
     run.make_folder(output)

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from alignment import data, run
-from alignment.arguments import ModelArguments, PromptArguments, parse
+from alignment.arguments import ModelArguments, PromptArguments, RowArguments, parse
 from alignment.errors import InputError
 from alignment.formats import is_plain_text, read_text
 from alignment.generation import Decoding
@@ -34,9 +34,11 @@ class SummarizeArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    classes = (SummarizeArguments, ModelArguments, PromptArguments, Decoding)
-    args, model_args, prompt_args, decoding = parse(classes, argv)
+    classes = (SummarizeArguments, ModelArguments, RowArguments, PromptArguments, Decoding)
+    args, model_args, row_args, prompt_args, decoding = parse(classes, argv)
     output = Path(args.output)
+    if output.is_dir() and args.output != "-":
+        raise InputError(f"--output {output}: is a folder. Give the name of a file.")
     if args.output != "-" and output.exists() and not args.overwrite:
         raise InputError(f"--output {output}: exists. Choose another name, or add --overwrite true.")
     if args.output != "-" and not output.parent.is_dir():
@@ -52,11 +54,18 @@ def main(argv: list[str] | None = None) -> None:
             dialogues = [block.strip() for block in read_text(source).split("\n\n") if block.strip()]
             ids = []
         else:
-            records, _ = data.load_records(args.input if args.input != "-" else source, split="eval")
+            options = {"bad_rows": row_args.bad_rows, "columns": row_args.columns}
+            records, rejected = data.load_records(args.input if args.input != "-" else source, split="eval", **options)
+            if rejected:
+                run.say(f"{len(rejected)} bad rows are left out.")
             dialogues, ids = [record.dialogue for record in records], [record.id for record in records]
 
     summarizer = Summarizer.load(args.model or model_args.model_name_or_path, model_args, prompt_args)
     summaries = summarizer.summarize(dialogues, decoding, "Summarising" if len(dialogues) > 1 else None)
+    for i, summary in enumerate(summaries):
+        if not summary:  # a submission with an empty row is refused, a whole night's work with it
+            summaries[i] = dialogues[i].partition("\n")[0]
+            run.say(f"Dialogue {i + 1}: the model wrote nothing; its first turn stands in.")
     lines = "".join(f"{data.one_line(summary)}\n" for summary in summaries)
     if is_text and args.output == "-":
         sys.stdout.write(lines)

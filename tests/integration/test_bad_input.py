@@ -37,13 +37,13 @@ def data(tmp_path) -> Callable[[str | bytes], Path]:
 
 
 @pytest.fixture
-def short_flags(sft_flags):
+def short_flags(sft_flags_for, tmp_path):
     """Flags of a phase 1 of one epoch, without evaluation."""
 
     def flags(**changes):
         quick = {"phases": "1", "num_train_epochs": 1, "rouge_eval_rows": 0, "eval_strategy": "no"}
-        quick |= {"save_strategy": "no", "load_best_model_at_end": False}
-        return sft_flags(**quick | changes)
+        quick |= {"save_strategy": "no", "load_best_model_at_end": False, "output_dir": tmp_path / "out"}
+        return sft_flags_for(**quick | changes)
 
     return flags
 
@@ -82,7 +82,7 @@ def refused(main: Callable[[list[str]], None], argv: list[str], folder: Path, *t
     [
         ("", ["the file is empty"]),
         (HEADER, ["no rows", "expected at least one"]),
-        ("fname,text,summary\na,안녕,인사\n", ["no column or key dialogue", "there are fname, text, summary", "columns"]),
+        ("fname,text,summary\na,안녕,인사\n", ["no column or key dialogue", "there are fname, text, summary"]),
         (json_lines(GOOD, OTHER | {"dialogue": " \n"}), ["row 2: empty dialogue", "--bad_rows skip"]),
         (json_lines(GOOD, OTHER | {"summary": ""}), ["row 2: no reference summary", "--bad_rows skip"]),
         (json_lines(GOOD | {"references": [5]}, OTHER), ["row 1: reference is 5, not a string", "--bad_rows skip"]),
@@ -90,7 +90,7 @@ def refused(main: Callable[[list[str]], None], argv: list[str], folder: Path, *t
         (json_lines(GOOD, OTHER, GOOD), ["row 3: duplicate id 'a', first used by row 1", "--bad_rows skip"]),
         (json_lines(GOOD) + '{"fname": "b", \n', ["broken JSON at line 2, column", "correct it there"]),
         (json.dumps([GOOD, OTHER], indent=1)[:-1] + ",", ["broken JSON at line 12", "correct it there"]),
-        (f'{HEADER}a,"안녕",인사\nb,"열린,인사\n', ["broken CSV in the row that starts at line 3", "close every quote"]),
+        (f'{HEADER}a,"안녕",인사\nb,"열린,인사\n', ["broken CSV", "row that starts at line 3", "close every quote"]),
         (f"{HEADER}a,안녕, 잘 가,인사\n", ["line 2: 4 fields, but the header has 3", "double quotes"]),
         (f"{HEADER}a,안녕,인사\n".encode("cp949"), ["not UTF-8 at byte", "CP949", "iconv -f CP949"]),
     ],
@@ -166,11 +166,11 @@ def test_a_max_length_beyond_the_context(short_flags, tmp_path):
 @pytest.mark.parametrize(
     ("line", "telling"),
     [
-        ("lora_rank: 8", ["unknown key `lora_rank`", "Did you mean `lora_r`?"]),
+        ("lora_alfa: 8", ["unknown key `lora_alfa`", "Did you mean `lora_alpha`?"]),
         ("lora_r: 5.5", ["lora_r", "5.5", "expected int"]),
         ("phases: [1, 2]", ["phases [1, 2]", "expected one value"]),
         ("- lora_r", ["expected lines of `key: value`", "list"]),
-        ("lora_r: [", ["not valid YAML", "line 1"]),
+        ("lora_r: [8\nlora_alpha: 16", ["not valid YAML", "line 2"]),
     ],
     ids=["unknown-key", "wrong-type", "list", "no-keys", "broken"],
 )
@@ -186,7 +186,7 @@ def test_faulty_yaml(line, telling, short_flags, tmp_path):
         (["--learning", "1e-4"], ["unknown argument `--learning`", "Did you mean `learning_rate`?"]),
         (["--config=mine.yaml"], ["--config=mine.yaml", "write `--config mine.yaml`, with a space"]),
         (["--config", "mine.yaml"], ["--config mine.yaml: no such file", "embedded.yaml"]),
-        (["--phases", "3"], ["--phases 3: expected 1, 2 or 1,2", "recipes/ppo.py"]),
+        (["--phases", "3"], ["--phases 3: expected 1, 2 or 1,2."]),
         (["--phases", "2"], ["phase1 holds no finished result", "--phases 1,2"]),
         (["--prompt_form", "chatml"], ["--prompt_form chatml: expected one of instruction, chat, template"]),
         (["--prompt_form", "template"], ["no chat template; use instruction or chat"]),
