@@ -6,7 +6,8 @@ over batches, so that it does not change with their size or the number of proces
 summaries and scores them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,22 @@ class DialogueSFTTrainer(SFTTrainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with self._adapters_keep_their_type():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with self._adapters_keep_their_type():
+            super()._load_best_model()
+
+    @contextmanager
+    def _adapters_keep_their_type(self) -> Iterator[None]:
+        """PEFT 0.21 loads a 16-bit adapter as float32 when the trainer asks: a resumed run would not be the same run."""
+        types = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        yield
+        for name, parameter in self.model.named_parameters():
+            parameter.data = parameter.data.to(types[name])
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)

@@ -238,6 +238,16 @@ def test_a_killed_and_resumed_run_logs_the_same_losses(finished: Path, resumed: 
     assert curve(resumed / phase, "loss") == curve(finished / phase, "loss")
 
 
+def test_a_bfloat16_run_goes_on_with_bfloat16_adapters(sft_flags_for: Flags, tmp_path: Path):
+    flags = sft_flags_for(tmp_path / "whole", **LONG, phases=1, dtype="bfloat16")
+    train(flags)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    unfinish(tmp_path / "cut" / "phase1", last_step=8)
+    train([*flags, "--output_dir", str(tmp_path / "cut"), "--resume_from_checkpoint", "true"])
+    whole, cut = ((tmp_path / name / "phase1" / ADAPTER).read_bytes() for name in ("whole", "cut"))
+    assert cut == whole
+
+
 # The best model, and when to stop
 
 

@@ -28,7 +28,8 @@ EXPECTED = {  # distributed type, processes, machines
 
 
 def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # PASSIVE: on a busy machine, threads that wait for each other by spinning take up to a hundred times as long.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 

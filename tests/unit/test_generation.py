@@ -128,8 +128,7 @@ def test_no_repeat_ngram_size_counts_the_dialogue_too(texts_of, model, prompts, 
 
 def test_sampling_repeats_with_the_seed_and_only_with_it(texts_of):
     def sampled(seed, **decoding):
-        torch.manual_seed(seed)
-        return texts_of(do_sample=True, **decoding)
+        return texts_of(do_sample=True, seed=seed, **decoding)
 
     assert sampled(0) == sampled(0)
     assert sampled(0) != sampled(1)
