@@ -112,6 +112,9 @@ class SFTArguments(SFTConfig):
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an existing output and start again."})
     phases: str = field(default="1,2", metadata={"help": "1, 2 or 1,2; phase 2 starts from phase 1's adapter."})
     phase2_epochs: float = field(default=2.0, metadata={"help": "Epochs of phase 2 (num_train_epochs is phase 1's)."})
+    phase2_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of phase 2; by default that of phase 1."}
+    )
     phase2_instructions: str = field(
         default="random",
         metadata={"help": "all: each dialogue with all five instructions (5x the data); random: with one of them."},

@@ -72,6 +72,9 @@ def generate(
     texts: list[tuple[int, str]] = []
     training = model.training
     model.eval()
+    # The head sees the last position of a prompt as a strided slice. Against a frozen weight torch 2.13 answers with a
+    # bmm over one copy of the weight a row: 8 times the time and 5 GiB more for 16 prompts on Gemma.
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     with Progress(description, total=len(order)) as progress, torch.inference_mode():
         for start in range(0, len(order), decoding.batch_size):
             rows = order[start : start + decoding.batch_size]
@@ -84,6 +87,7 @@ def generate(
                 if on_text:
                     on_text(*texts[-1])
             progress.advance(len(rows))
+    hook.remove()
     model.train(training)
     if state.num_processes > 1:
         texts = gather_object(texts)

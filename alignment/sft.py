@@ -125,7 +125,7 @@ class DialogueSFTTrainer(SFTTrainer):
 
     @contextmanager
     def _adapters_keep_their_type(self) -> Iterator[None]:
-        """PEFT 0.21 loads a 16-bit adapter as float32 when the trainer asks: a resumed run would not be the same run."""
+        """PEFT 0.21 loads 16-bit adapters as float32 for the trainer, and a resumed run would be another one."""
         types = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
         yield
         for name, parameter in self.model.named_parameters():

@@ -101,7 +101,9 @@ def train_phase(
     )
     phase_args = copy.copy(args)
     phase_args.output_dir = str(folder)
-    phase_args.num_train_epochs = args.num_train_epochs if phase == 1 else args.phase2_epochs
+    if phase == 2:
+        phase_args.num_train_epochs = args.phase2_epochs
+        phase_args.learning_rate = args.phase2_learning_rate or args.learning_rate
     model = models.load_for_training(model_args, start_from=before if phase == 2 else None)
     trainer = make_trainer(model, tokenizer, phase_args, examples, held_out_examples, summaries, f"Phase {phase}")
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)

@@ -162,3 +162,13 @@ def test_on_text_is_called_once_for_each_prompt_with_its_text(texts_of):
 
 def test_no_prompts_no_texts(model, tiny_tokenizer):
     assert generate(model, tiny_tokenizer, [], end_token_id=1, max_new_tokens=4, description="Nothing") == []
+
+
+def test_the_head_of_a_frozen_model_never_sees_a_strided_slice(model, prompts, tiny_tokenizer):
+    seen = []
+    watch = model.get_output_embeddings().register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    generate(model, tiny_tokenizer, prompts, end_token_id=tiny_tokenizer.eos_token_id, max_new_tokens=2)
+    watch.remove()
+    assert seen
+    assert all(hidden.is_contiguous() for hidden in seen)
+    assert not model.get_output_embeddings()._forward_pre_hooks
