@@ -21,19 +21,20 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 SEED = 42
-BATCH, ACCUMULATION = 4, 2
+BATCH, ACCUMULATION = 2, 2
 
 
 def train(kind, examples, steps, dtype, my_turn, other_turn, results):
     """One contender, in its own process: trains, and hands over the turn after every update."""
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import SFTTrainer
-
     from alignment import models, run
     from alignment.arguments import ModelArguments, SFTArguments
     from alignment.progress import peak_memory_gib
     from alignment.sft import DialogueSFTTrainer
+
+    # after ours, which silences them
+    from datasets import Dataset  # isort: skip
+    from transformers import PrinterCallback, TrainerCallback, set_seed  # isort: skip
+    from trl import SFTTrainer  # isort: skip
 
     class Turns(TrainerCallback):
         """Waits for the turn before an update, and notes how long the update took."""
@@ -58,6 +59,7 @@ def train(kind, examples, steps, dtype, my_turn, other_turn, results):
         train_sampling_strategy="batch_rebalance" if kind == "ours" else "sequential",
     )  # fmt: skip
     turns = Turns()
+    set_seed(SEED)  # both start from the same adapters
     trainer = (DialogueSFTTrainer if kind == "ours" else SFTTrainer)(
         model=models.load_for_training(model_args),
         args=args,
@@ -65,6 +67,7 @@ def train(kind, examples, steps, dtype, my_turn, other_turn, results):
         processing_class=models.load_tokenizer(model_args.model_name_or_path),
         callbacks=[turns],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     results.put((kind, {"seconds": turns.seconds, "losses": losses, "peak_memory_gib": peak_memory_gib()}))
@@ -78,9 +81,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args()
 
-    import torch
-
     from alignment import data, dialogue, models
+
+    import torch  # isort: skip
 
     rows = options.steps * BATCH * ACCUMULATION
     records, _ = data.load_records(options.dataset_path, need_references=True, max_rows=rows)
