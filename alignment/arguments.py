@@ -78,6 +78,10 @@ class PromptArguments:
     )
     max_new_tokens: int = field(default=128, metadata={"help": "Longest summary to generate, in tokens."})
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max_new_tokens {self.max_new_tokens}: expected 1 or more.")
+
 
 @dataclass
 class ModelArguments(ModelConfig):
@@ -142,6 +146,7 @@ class SFTArguments(SFTConfig):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "eval_loss or eval_rouge."})
     logging_steps: float = field(default=1, metadata={"help": "Steps between two log lines."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
     report_to: list[str] = field(default_factory=list, metadata={"help": "trackio, tensorboard or wandb."})
     bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16 (for float32 weights)."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})

@@ -12,6 +12,9 @@ from typing import Any
 
 from alignment.errors import InputError
 
+# An object, or a list of objects; a chat log may well begin with [name] [time].
+_JSON = re.compile(r"\{|\[\s*([{\]]|$)")
+
 
 def listed(words: Iterable[str]) -> str:
     """Words as they stand in a message."""
@@ -44,13 +47,13 @@ def read_text(path: Path) -> str:
 def is_plain_text(path: Path) -> bool:
     """Whether a file holds bare dialogue: no JSON, and no CSV (whose first line would name columns, with a comma)."""
     first_line = read_text(path).lstrip().partition("\n")[0]
-    return first_line[0] not in "[{" and ("," not in first_line or ": " in first_line)
+    return not _JSON.match(first_line) and ("," not in first_line or ":" in first_line.partition(",")[0])
 
 
 def file_rows(path: Path) -> list[Any]:
     """Reads a file as JSON, JSON lines or CSV, whichever its first character says."""
     text = read_text(path)
-    return _json_rows(path, text) if text.lstrip()[0] in "[{" else _csv_rows(path, text)
+    return _json_rows(path, text) if _JSON.match(text.lstrip()) else _csv_rows(path, text)
 
 
 def _json_rows(path: Path, text: str) -> list[Any]:

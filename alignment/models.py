@@ -36,6 +36,7 @@ def resolve(name_or_path: str) -> str:
         return str(embedded.embedded_model_path())
     path = Path(name_or_path)
     looks_like_path = path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") != 1
+    looks_like_path = looks_like_path or path.parent.is_dir()  # runs/mine, mistyped
     if path.exists() or not looks_like_path:
         if path.exists() and not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
             raise InputError(
@@ -51,8 +52,10 @@ def resolve(name_or_path: str) -> str:
 def native_dtype() -> torch.dtype:
     """bfloat16 where the hardware computes in it (CUDA from Ampere on, CPUs with AMX tiles), else float32."""
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return torch.bfloat16 if native else torch.float32
 
 
 def quantization(config: ModelArguments, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -212,6 +215,8 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
                 f"{start_from}: its adapter was trained on {made_for}, not on {config.model_name_or_path}. "
                 f"Go on with --model_name_or_path {made_for}."
             )
+    if config.dtype == "float16":
+        raise InputError("--dtype float16: Adam's steps vanish in it. Use bfloat16, or float32 with --fp16 true.")
     base = load_base(config)
     if start_from is not None:
         return add_adapter(base, start_from, trainable=True)

@@ -75,7 +75,8 @@ def silence_libraries() -> None:
 
 def _use_all_cores() -> None:
     """Shares the cores among this machine's processes: on a CPU `accelerate launch` gives each one thread only."""
-    if not torch.accelerator.is_available():
+    by_user = "OMP_NUM_THREADS" in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ
+    if not torch.accelerator.is_available() and not by_user:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 

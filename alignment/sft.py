@@ -33,6 +33,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from alignment.arguments import SFTArguments
+from alignment.errors import InputError
 from alignment.generation import generate
 from alignment.head import loss_in_head
 from alignment.progress import TrainingProgress
@@ -143,6 +144,19 @@ def mean_over_tokens(rows: EvalPrediction) -> dict[str, float]:
     return {"loss": float(np.sum(rows.predictions) / np.sum(rows.label_ids))}
 
 
+class StopWhenNotFinite(TrainerCallback):
+    """Ends a run whose loss is no number any more, which no further step would mend."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Looks at the loss of the last steps."""
+        loss = kwargs["logs"].get("loss", 0.0)
+        if not np.isfinite(loss):
+            raise InputError(
+                f"The loss is {loss} at step {state.global_step}. Lower --learning_rate, or train in another --dtype; "
+                "checkpoints from before are kept."
+            )
+
+
 class SamplerEpoch(TrainerCallback):
     """Tells the sampler of the training data its epoch, and with it its order.
 
@@ -178,7 +192,7 @@ def make_trainer(
         train_dataset=Dataset.from_list(train_examples),
         eval_dataset=Dataset.from_list(eval_examples),
         processing_class=tokenizer,
-        callbacks=[TrainingProgress(description), SamplerEpoch()],
+        callbacks=[TrainingProgress(description), SamplerEpoch(), StopWhenNotFinite()],
         held_out=held_out if held_out.prompts else None,
     )
     if args.load_best_model_at_end:

@@ -1,5 +1,8 @@
 """A trained model in use: dialogues in, summaries out, with the prompt that it was trained with."""
 
+from copy import copy
+from pathlib import Path
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment import dialogue
@@ -35,10 +38,16 @@ class Summarizer:
         model_args: ModelArguments | None = None,
         prompt_args: PromptArguments | None = None,
     ) -> "Summarizer":
-        """Loads a model; form and phase of its prompt come from its manifest, unless `prompt_args` say otherwise."""
-        model_args, prompt_args = model_args or ModelArguments(), prompt_args or PromptArguments()
+        """Loads a model as it was trained: quantisation, revision and prompt come from its manifest, unless given."""
+        model_args, prompt_args = copy(model_args or ModelArguments()), prompt_args or PromptArguments()
+        manifest = read_manifest(name_or_path) or read_manifest(Path(name_or_path).parent) or {}  # of a checkpoint
+        trained = manifest.get("settings", {})
+        if not (model_args.load_in_4bit or model_args.load_in_8bit):
+            model_args.load_in_4bit = trained.get("load_in_4bit", False)
+            model_args.load_in_8bit = trained.get("load_in_8bit", False)
+        if model_args.model_revision == "main":
+            model_args.model_revision = trained.get("model_revision", "main")
         model, tokenizer = load_for_use(name_or_path, model_args)
-        manifest = read_manifest(name_or_path) or {}
         form = prompt_args.prompt_form or manifest.get("prompt_form", "instruction")
         return cls(model, tokenizer, form, manifest.get("phase", 1), prompt_args.max_new_tokens)
 

@@ -87,6 +87,8 @@ def main() -> None:
 
     rows = options.steps * BATCH * ACCUMULATION
     records, _ = data.load_records(options.dataset_path, need_references=True, max_rows=rows)
+    if len(records) < rows:
+        parser.error(f"{options.steps} updates need {rows} dialogues, {options.dataset_path} has {len(records)}")
     tokenizer = models.load_tokenizer("embedded")
     fitted, _ = dialogue.fit_records(records, "instruction", tokenizer, 1536)
     examples = [

@@ -47,6 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     if (output / "results.json").exists() and not args.overwrite_output_dir:
         raise InputError(f"{output}/results.json exists. Choose another --output_dir, or --overwrite_output_dir true.")
+    systems = [args.predictions] if args.predictions else args.model or [model_args.model_name_or_path]
+    names = [Path(args.predictions).stem] if args.predictions else names_of(systems)
+    files = [output / ("predictions.csv" if len(systems) == 1 else f"predictions-{name}.csv") for name in names]
+    if not args.predictions and not args.overwrite_output_dir and (there := [str(f) for f in files if f.exists()]):
+        raise InputError(f"{there[0]} exists. Choose another --output_dir, or --overwrite_output_dir true.")
     records, rejected = data.load_eval(data_args)
     korean = language(records[0].dialogue) == "ko"
     profiles = args.profiles or (["aistages", "strict"] if korean else ["english"])
@@ -60,10 +65,8 @@ def main(argv: list[str] | None = None) -> None:
 
     texts, ids = [record.dialogue for record in records], [record.id for record in records]
     references = [list(record.references) for record in records]
-    systems = [args.predictions] if args.predictions else args.model or [model_args.model_name_or_path]
-    names = [Path(args.predictions).stem] if args.predictions else names_of(systems)
     results = []
-    for system, name in zip(systems, names, strict=True):
+    for system, name, file in zip(systems, names, files, strict=True):
         reset_peak_memory()
         started = time.monotonic()
         if args.predictions:
@@ -76,8 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             with Journal(output / name, facts) as journal:
                 summaries = summarizer.summarize(texts, decoding, f"Summarising with {name}", journal)
             del summarizer  # its memory, before the next one's is counted
-            file_name = "predictions.csv" if len(systems) == 1 else f"predictions-{name}.csv"
-            data.write_submission(ids, summaries, output / file_name, allow_empty=True)
+            data.write_submission(ids, summaries, file, allow_empty=True)
         cost = {"seconds": round(time.monotonic() - started, 1), "peak_memory_gib": round(peak_memory_gib(), 2)}
         for profile in profiles:
             scores = asdict(rouge(summaries, references, profile)) | {"rows": len(records)}

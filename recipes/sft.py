@@ -20,7 +20,7 @@ from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
 from alignment.errors import InputError
 from alignment.sft import HeldOut, make_trainer
-from reward.rouge import rouge
+from reward.rouge import PROFILES, rouge
 
 Split = tuple[list[data.Record], list[data.Record]]  # to train on, held out
 
@@ -30,6 +30,10 @@ def main(argv: list[str] | None = None) -> None:
     model_args, data_args, prompt_args, args = parse(classes, argv, default_config=CONFIGS / "embedded.yaml")
     if args.phases not in ("1", "2", "1,2"):
         raise InputError(f"--phases {args.phases}: expected 1, 2 or 1,2.")
+    if args.phase2_instructions not in ("all", "random"):
+        raise InputError(f"--phase2_instructions {args.phase2_instructions}: expected all or random.")
+    if args.rouge_profile not in PROFILES:
+        raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
     prompt_args.prompt_form = prompt_args.prompt_form or "instruction"
     output = Path(args.output_dir)
     run.make_folder(output)

@@ -248,6 +248,17 @@ def test_a_bfloat16_run_goes_on_with_bfloat16_adapters(sft_flags_for: Flags, tmp
     assert cut == whole
 
 
+def test_a_loss_that_is_no_number_stops_the_run(sft_flags: Flags):
+    with pytest.raises(InputError, match=r"The loss is nan at step \d+. Lower --learning_rate"):
+        sft.main(sft_flags(learning_rate=1e20, max_grad_norm=0, phases=1, eval_strategy="no", save_strategy="no",
+                           load_best_model_at_end=False))  # fmt: skip
+
+
+def test_float16_weights_are_refused_for_training(sft_flags: Flags):
+    with pytest.raises(InputError, match=r"--dtype float16: .* Use bfloat16"):
+        sft.main(sft_flags(dtype="float16"))
+
+
 # The best model, and when to stop
 
 
