@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
-LAUNCH := $(BIN)/accelerate launch --quiet --config_file accelerate_configs/$(if $(shell command -v nvidia-smi 2>/dev/null),single_gpu,cpu).yaml
+LAUNCH := $(BIN)/accelerate launch --quiet --num_cpu_threads_per_process 1 --config_file accelerate_configs/$(if $(shell command -v nvidia-smi 2>/dev/null),single_gpu,cpu).yaml
 
 .PHONY: quickstart test lint clean
 

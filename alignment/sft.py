@@ -1,7 +1,7 @@
 """Supervised fine-tuning on dialogues: TRL's `SFTTrainer`, with less work for the same losses.
 
 Departs from TRL 1.16 in three ways. The vocabulary head is computed where a label is and nowhere else: off the GPU TRL
-computes it at every position, and a summary is a seventh of the tokens. The held-out loss is the mean over tokens, not
+computes it at every position, and a summary is a sixth of the tokens. The held-out loss is the mean over tokens, not
 over batches, so that it does not change with their size or the number of processes. And evaluation also writes
 summaries and scores them.
 """
