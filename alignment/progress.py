@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import rich.progress as bar
 import torch
@@ -126,9 +126,10 @@ def show_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -
     if not PartialState().is_main_process:
         return
     table = Table(title=title)
-    for name in columns:
-        is_text = isinstance(rows[0][name], str)
-        table.add_column(name.replace("_", " "), justify="left" if is_text else "right", no_wrap=is_text)
+    for index, name in enumerate(columns):
+        justify: Literal["left", "right"] = "left" if isinstance(rows[0][name], str) else "right"
+        # On a narrow screen the first column folds, and no figure is cut.
+        table.add_column(name.replace("peak_memory_gib", "GiB"), justify=justify, no_wrap=index > 0, overflow="fold")
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in map(row.get, columns)))
     Console().print(table)
