@@ -18,6 +18,12 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from alignment.errors import InputError
 
+# Fields of TRL's `SFTConfig` for work that it does not do here: the examples come ready to its trainer.
+WITHOUT_EFFECT = (
+    "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_num_proc", "dataset_text_field",
+    "eos_token", "eval_packing", "model_init_kwargs", "packing", "pad_token", "padding_free",
+    "shuffle_dataset", "truncation_mode",
+)  # fmt: skip
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 
 
@@ -76,10 +82,13 @@ class PromptArguments:
             "By default what the model was trained with, or else instruction."
         },
     )
-    max_new_tokens: int = field(default=128, metadata={"help": "Longest summary to generate, in tokens."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Longest summary to generate, in tokens; by default as the model was trained, or else 128."},
+    )
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InputError(f"--max_new_tokens {self.max_new_tokens}: expected 1 or more.")
 
 
@@ -100,6 +109,12 @@ class ModelArguments(ModelConfig):
     )
     use_peft: bool = field(default=True, metadata={"help": "Train LoRA adapters; false trains every weight."})
     lora_dropout: float = field(default=0.1, metadata={"help": "LoRA dropout."})
+    load_in_8bit: bool | None = field(
+        default=None, metadata={"help": "8-bit weights; in use as the model was trained."}
+    )
+    load_in_4bit: bool | None = field(
+        default=None, metadata={"help": "4-bit weights; in use as the model was trained."}
+    )
     use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the 4-bit scales as well."})
 
     def __post_init__(self) -> None:
@@ -147,6 +162,7 @@ class SFTArguments(SFTConfig):
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "eval_loss or eval_rouge."})
     logging_steps: float = field(default=1, metadata={"help": "Steps between two log lines."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
+    project: str = field(default="yoyak", metadata={"help": "The project that --report_to files runs under."})
     report_to: list[str] = field(default_factory=list, metadata={"help": "trackio, tensorboard or wandb."})
     bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16 (for float32 weights)."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
@@ -154,6 +170,13 @@ class SFTArguments(SFTConfig):
     include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Which tokens to count."})
 
     def __post_init__(self) -> None:
+        for name in WITHOUT_EFFECT:
+            if getattr(self, name) != SFTConfig.__dataclass_fields__[name].default:
+                raise InputError(f"--{name}: has no effect here, where data, prompts and loss are ours. Leave it out.")
+        if self.trust_remote_code:
+            raise InputError("--trust_remote_code: no code out of a model folder is run here. Leave it out.")
+        if self.metric_for_best_model == "eval_rouge" and self.rouge_eval_rows < 1:
+            raise InputError("--metric_for_best_model eval_rouge: needs --rouge_eval_rows of 1 or more.")
         super().__post_init__()
         for name in self.report_to:
             if find_spec(name) is None:
@@ -211,11 +234,17 @@ def _without_config(argv: list[str], default: Path | None) -> tuple[list[str], P
     return rest, Path(argv[index + 1])
 
 
-def parse(classes: tuple[Any, ...], argv: list[str] | None = None, default_config: Path | None = None) -> tuple:
+def parse(
+    classes: tuple[Any, ...],
+    argv: list[str] | None = None,
+    default_config: Path | None = None,
+    passed_over: tuple[Any, ...] = (),
+) -> tuple:
     """Parses `--config FILE` and flags into the dataclasses, with default < YAML < command line.
 
     Args:
         classes: One dataclass for each value returned.
+        passed_over: The YAML may also hold their fields: one file serves the recipes that train and that use a model.
         argv: The command line without the program, by default `sys.argv[1:]`.
         default_config: Read when neither `--config` nor `--model_name_or_path` is given.
 
@@ -226,10 +255,17 @@ def parse(classes: tuple[Any, ...], argv: list[str] | None = None, default_confi
     parser = _Parser(classes, allow_abbrev=False)
     lists = {action.dest for action in parser._actions if action.nargs == "+"}
     known = sorted({action.dest for action in parser._actions if action.dest != "help"})
-    nullable = {name for cls in classes for name, hint in get_type_hints(cls).items() if NoneType in get_args(hint)}
+    hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
+    nullable = {name for name, hint in hints.items() if NoneType in get_args(hint)}
+    for action in parser._actions:
+        if hints.get(action.dest) == bool | None and action.nargs is None:
+            action.nargs, action.const = "?", True  # --flag alone means true, as for every other boolean
 
     from_yaml: list[str] = []
+    others = {name for cls in passed_over for name in cls.__dataclass_fields__} - set(known)
     for key, value in _read_yaml(config).items() if config is not None else ():
+        if key in others:
+            continue
         if key not in known:
             raise InputError(f"{config}: unknown key `{key}`.{_nearest(str(key), known)}")
         if value is None and key not in nullable:

@@ -19,6 +19,7 @@ from typing import IO, Any
 from alignment.arguments import DataArguments
 from alignment.errors import InputError
 from alignment.formats import file_rows, listed
+from alignment.run import say
 
 EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
 EXTENSIONS = (".csv", ".jsonl", ".json")
@@ -64,6 +65,8 @@ def load_records(
 ) -> tuple[list[Record], list[Rejected]]:
     """Reads a file, a folder's split, an embedded set or a Hub data set, up to `max_rows` good rows.
 
+    Where nothing in the rows could be an id, they get their numbers, from 1, and the user is told so.
+
     Raises:
         InputError: the data cannot be read, no row is good, or one is bad and `bad_rows` is "error".
     """
@@ -74,7 +77,7 @@ def load_records(
         raise InputError(f"max_rows is {max_rows}; expected a positive number, or none for all rows")
     if unknown := [field for field in columns if field not in KEYS]:
         raise InputError(f"columns names {listed(unknown)}; the fields of a record are {listed(KEYS)}")
-    keys = KEYS | {field: (name,) for field, name in columns.items()}
+    keys = keys_for(columns)
     needed = {"id", "dialogue", *columns, *(["references"] if need_references else [])}
     source, rows = _find_rows(path, split, keys, needed)
 
@@ -271,6 +274,16 @@ def fingerprint(records: Iterable[Record]) -> str:
     return digest.hexdigest()
 
 
+def keys_for(columns: dict[str, str] | None) -> dict[str, tuple[str, ...]]:
+    """Where each field is looked for, with the user's own names."""
+    return KEYS | {field: (name,) for field, name in (columns or {}).items()}
+
+
+def column_names(keys: dict[str, tuple[str, ...]]) -> set[str]:
+    """All names by which the fields of a record are known."""
+    return {name for names in keys.values() for name in names}
+
+
 def _place(path: str | Path) -> Path:
     return EMBEDDED.get(str(path)) or Path(path).expanduser()
 
@@ -294,6 +307,10 @@ def _find_rows(
     if not rows:
         raise InputError(f"{source}: no rows; expected at least one")
     known = {name for row in rows if isinstance(row, dict) for name in _flat(row)}
+    if known and known <= column_names({field: names for field, names in keys.items() if field != "id"}):
+        say(f"{source}: no {' or '.join(keys['id'])}, so the rows are numbered from 1.")
+        rows = [{keys["id"][0]: number} | row if isinstance(row, dict) else row for number, row in enumerate(rows, 1)]
+        known.add(keys["id"][0])
     if missing := [" or ".join(names) for field, names in keys.items() if field in needed and known.isdisjoint(names)]:
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
         cure = "say with columns which of these holds which field, for example columns: {dialogue: text}"

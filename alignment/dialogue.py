@@ -89,7 +89,7 @@ def encode_prompt(prompt: str, form: str, tokenizer: PreTrainedTokenizerBase) ->
 
 @dataclass(frozen=True)
 class Shortened:
-    """A dialogue that lost turns to fit: its id, and how many turns it had and kept."""
+    """A dialogue that lost turns to fit: its id, and how many turns it had and kept, or 0 where it was left out."""
 
     id: str
     turns: int
@@ -122,19 +122,21 @@ def fit_records(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
     reserved_tokens: int | None = None,
+    bad_rows: str = "error",
 ) -> tuple[list[Record], list[Shortened]]:
     """The records with too long dialogues shortened by whole turns, and the list of those.
 
     Args:
         max_tokens: Tokens that prompt and summary may take together.
         reserved_tokens: Tokens kept for a summary that is yet to be generated; by default the reference's length.
+        bad_rows: `skip` leaves out what does not fit at all.
 
     Raises:
-        InputError: The first turn with the summary, or the summary alone, is too long.
+        InputError: The first turn with the summary, or the summary alone, is too long, and `bad_rows` is "error".
     """
     instructions = [text for by_language in INSTRUCTIONS.values() for texts in by_language.values() for text in texts]
     longest = max(instructions, key=lambda text: len(tokenizer(text).input_ids))
-    fitted, shortened = [], []
+    fitted, shortened, too_long = [], [], []
     for record in records:
         reserve = reserved_tokens
         if reserve is None:
@@ -146,15 +148,21 @@ def fit_records(
 
         dialogue = record.dialogue if fits(record.dialogue) else shorten(record.dialogue, fits)
         if dialogue is None:
-            cure = "lower --max_new_tokens" if reserved_tokens else "raise --max_length (up to the model's context)"
-            raise InputError(
-                f"Dialogue {record.id}: its first turn, with {reserve} tokens for the summary, is longer than the "
-                f"{max_tokens} tokens that fit. Split the turn, or {cure}."
-            )
+            too_long.append(record.id)
+            shortened.append(Shortened(record.id, record.dialogue.count("\n") + 1, 0))
+            continue
         if dialogue != record.dialogue:
             counts = record.dialogue.count("\n") + 1, dialogue.count("\n") + 1
             shortened.append(Shortened(record.id, *counts))
         fitted.append(replace(record, dialogue=dialogue))
+    if too_long and (bad_rows == "error" or not fitted):
+        cure = "raise --max_length (up to the model's context), or go on without it: --bad_rows skip"
+        cure = "or lower --max_new_tokens" if reserved_tokens else cure
+        more = f" and {len(too_long) - 10} more" if len(too_long) > 10 else ""
+        raise InputError(
+            f"Dialogue {', '.join(too_long[:10])}{more}: the first turn, with room for the summary, is longer than the "
+            f"{max_tokens} tokens that fit. Split the turn, {cure}."
+        )
     return fitted, shortened
 
 

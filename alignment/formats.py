@@ -44,10 +44,15 @@ def read_text(path: Path) -> str:
     return text
 
 
-def is_plain_text(path: Path) -> bool:
-    """Whether a file holds bare dialogue: no JSON, and no CSV (whose first line would name columns, with a comma)."""
+def is_plain_text(path: Path, columns: set[str]) -> bool:
+    """Whether a file holds bare dialogue: no JSON, and no CSV, whose first line would name columns.
+
+    Args:
+        columns: Names by which even a CSV of one column is known.
+    """
     first_line = read_text(path).lstrip().partition("\n")[0]
-    return not _JSON.match(first_line) and ("," not in first_line or ":" in first_line.partition(",")[0])
+    is_header = ("," in first_line and ":" not in first_line.partition(",")[0]) or first_line.strip(' "') in columns
+    return not _JSON.match(first_line) and not is_header
 
 
 def file_rows(path: Path) -> list[Any]:

@@ -73,7 +73,9 @@ def generate(
     if decoding.do_sample:
         torch.manual_seed(decoding.seed)
     state = PartialState()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))[state.process_index :: state.num_processes]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    order += order[-1:] * (-len(order) % state.num_processes)  # with sharded weights all processes generate together
+    order = order[state.process_index :: state.num_processes]
     texts: list[tuple[int, str]] = []
     training = model.training
     model.eval()
@@ -81,7 +83,7 @@ def generate(
     # bmm over one copy of the weight a row: 8 times the time and 5 GiB more for 16 prompts on Gemma.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     shown = description if state.is_main_process else None
-    with Progress(shown, total=len(order)) as progress, torch.inference_mode():
+    with hook, Progress(shown, total=len(order)) as progress, torch.inference_mode():
         for start in range(0, len(order), decoding.batch_size):
             rows = order[start : start + decoding.batch_size]
             batch = tokenizer.pad({"input_ids": [prompts[i] for i in rows]}, padding_side="left", return_tensors="pt")
@@ -93,8 +95,7 @@ def generate(
                 if on_text:
                     on_text(*texts[-1])
             progress.advance(len(rows))
-    hook.remove()
     model.train(training)
     if state.num_processes > 1:
         texts = gather_object(texts)
-    return [text for _, text in sorted(texts)]
+    return [text for _, text in sorted(dict(texts).items())]

@@ -74,7 +74,11 @@ def loss_in_head(head: nn.Linear, labels: Tensor, by_row: bool = False) -> Itera
     keep = targets != -100  # True where the next token is supervised
 
     def summed(hidden: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
-        return HeadLoss.apply(hidden[keep], head.weight, head.bias, targets[keep])
+        weight: Tensor = head.weight
+        bias: Tensor | None = head.bias
+        if not torch.is_grad_enabled():  # a Function's `needs_input_grad` does not know
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
+        return HeadLoss.apply(hidden[keep], weight, bias, targets[keep])
 
     def forward(hidden: Tensor) -> Tensor:
         if by_row:

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,20 +18,25 @@ class Journal:
 
     Attributes:
         done: The texts that are already there, by index.
+        seconds_before: How long the killed run had taken when it wrote the last of them.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         self._header = json.dumps(facts, ensure_ascii=False, sort_keys=True, default=str)
-        self._pattern = f"{glob.escape(path.name)}.*.partial"
-        self._path = path.with_name(f"{path.name}.{PartialState().process_index}.partial")
+        self._pattern = f"{glob.escape(path.name)}.*.journal"
+        self._path = path.with_name(f"{path.name}.{PartialState().process_index}.journal")
         self.done: dict[int, str] = {}
+        self.seconds_before = 0.0
 
     def __enter__(self) -> "Journal":
         for path in self._path.parent.glob(self._pattern):
             header, *lines = path.read_bytes().split(b"\n")
             if header == self._header.encode():
                 # The last piece is empty, or a line that the kill cut in two, perhaps within a letter.
-                self.done |= dict(map(json.loads, lines[:-1]))
+                for index, text, seconds in map(json.loads, lines[:-1]):
+                    self.done[index] = text
+                    self.seconds_before = max(self.seconds_before, seconds)
+        self._started = time.monotonic() - self.seconds_before
         PartialState().wait_for_everyone()
         self._file = self._path.open("w", encoding="utf-8")
         self._file.write(self._header + "\n")
@@ -40,7 +46,8 @@ class Journal:
 
     def add(self, index: int, text: str) -> None:
         """Writes a text down at once."""
-        self._file.write(json.dumps([index, text], ensure_ascii=False) + "\n")
+        seconds = round(time.monotonic() - self._started, 1)
+        self._file.write(json.dumps([index, text, seconds], ensure_ascii=False) + "\n")
         self._file.flush()
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:

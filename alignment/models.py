@@ -205,6 +205,8 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
     Raises:
         InputError: `start_from` holds an adapter for another base, or no layer has the name that LoRA was asked for.
     """
+    if config.dtype == "float16":
+        raise InputError("--dtype float16: Adam's steps vanish in it. Use bfloat16, or float32 with --fp16 true.")
     if not config.use_peft:
         return load_base(replace(config, model_name_or_path=str(start_from)) if start_from else config)
     if start_from is not None:
@@ -216,8 +218,6 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
                 f"{start_from}: its adapter was trained on {made_for}, not on {config.model_name_or_path}. "
                 f"Go on with --model_name_or_path {made_for}."
             )
-    if config.dtype == "float16":
-        raise InputError("--dtype float16: Adam's steps vanish in it. Use bfloat16, or float32 with --fp16 true.")
     base = load_base(config)
     if start_from is not None:
         return add_adapter(base, start_from, trainable=True)
@@ -242,9 +242,8 @@ def load_for_use(name_or_path: str, config: ModelArguments) -> tuple[PreTrainedM
     if base is not None:
         model = add_adapter(model, name_or_path)  # type: ignore[assignment]  # it stands in for the base
         if not quantised:
-            model = (
-                model.merge_and_unload()
-            )  # 1.7 times as fast; merging into 4-bit weights would round the adapter off
+            # 1.7 times as fast; merging into 4-bit weights would round the adapter off.
+            model = model.merge_and_unload()
     if not quantised:
         model = model.to(PartialState().device)
     return model.eval(), tokenizer

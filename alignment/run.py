@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from huggingface_hub.utils import enable_progress_bars
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging as transformers_logging
@@ -28,11 +29,13 @@ MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
 # In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
 DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
+HOW_TO_GO_ON = "The same command goes on from here; a training run with --resume_from_checkpoint true."
 # Settings that may differ between a run and its continuation, because the result does not depend on them.
 FREE_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "phases", "report_to", "run_name", "project",
     "logging_dir", "disable_tqdm", "log_level", "push_to_hub", "hub_token", "hub_model_id", "trackio_space_id",
-    "save_total_limit", "dataloader_num_workers", "local_rank",
+    "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory", "per_device_eval_batch_size",
+    "eval_accumulation_steps", "torch_empty_cache_steps", "gradient_checkpointing", "local_rank",
 }  # fmt: skip
 
 
@@ -48,15 +51,19 @@ def launch(main: Callable[[], None]) -> None:
         _say_once(f"error: {error}")
         code = 2
     except KeyboardInterrupt:
-        _say_once("stopped. The same command goes on from here; a training run with --resume_from_checkpoint true.")
+        _say_once(f"stopped. {HOW_TO_GO_ON}")
         code = 130
+    except torch.OutOfMemoryError as error:
+        _say_once(
+            f"error: out of memory: {error}. Use less: --batch_size when generating; when training "
+            "--per_device_train_batch_size with more --gradient_accumulation_steps, --per_device_eval_batch_size, "
+            f"--gradient_checkpointing true, --load_in_4bit true or a lower --max_length. {HOW_TO_GO_ON}"
+        )
+        code = 2
     except Exception as error:
         if not any(sign in str(error) for sign in DISK_FULL):
             raise
-        _say_once(
-            f"error: the disk is full: {error}. Free some space, then give the same command to go on; "
-            "for a training run with --resume_from_checkpoint true."
-        )
+        _say_once(f"error: the disk is full: {error}. Free some space. {HOW_TO_GO_ON}")
         code = 2
     else:
         code = 0
@@ -70,6 +77,7 @@ def silence_libraries() -> None:
     """Leaves the screen to the recipe: no warnings, bars or info lines of the libraries under it."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    enable_progress_bars()  # the line above turns off the Hub's too, and a download takes minutes
     warnings.filterwarnings("ignore")
 
 
@@ -86,9 +94,14 @@ def _say_once(message: str) -> None:
         console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
+def is_main_process() -> bool:
+    """Whether this is the one process that writes and speaks for all."""
+    return PartialState().is_main_process
+
+
 def say(message: str) -> None:
     """Tells the user something, from the main process only."""
-    if PartialState().is_main_process:
+    if is_main_process():
         console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -128,8 +141,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def make_folder(folder: Path) -> None:
-    """Makes an output folder.
+def make_folder(folder: Path, flag: str = "--output_dir") -> None:
+    """Makes an output folder, which the user named with this flag.
 
     Raises:
         InputError: It cannot be made or written to.
@@ -140,9 +153,7 @@ def make_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(
-            f"--output_dir {folder}: cannot be written ({error.strerror}). Choose another folder."
-        ) from error
+        raise InputError(f"{flag} {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
 
 
 class Run:
@@ -181,7 +192,7 @@ class Run:
             InputError: The folder holds another run, or an unfinished one and `resume` was not asked for.
         """
         outcome: list[Any] = [None]
-        if PartialState().is_main_process:
+        if is_main_process():
             try:
                 outcome = [cls._prepare(folder, settings, facts, overwrite, resume)]
             except InputError as error:
@@ -197,6 +208,12 @@ class Run:
         cls, folder: Path, settings: dict[str, Any], facts: dict[str, Any], overwrite: bool, resume: str | None
     ) -> tuple[dict[str, Any], bool, Path | None]:
         previous = read_manifest(folder)
+        wanted = bool(resume) and str(resume).lower() not in ("false", "no")
+        if overwrite and wanted and folder.exists():
+            raise InputError(
+                f"--overwrite_output_dir true would delete the run in {folder} that --resume_from_checkpoint is to go "
+                "on with. Give one of them."
+            )
         if overwrite and folder.exists():
             if previous is None and any(folder.iterdir()):
                 raise InputError(
@@ -213,7 +230,7 @@ class Run:
             "machine": _machine(),
             "world_size": PartialState().num_processes,
         }
-        finished, checkpoint = cls._inspect(folder, previous, manifest, resume)
+        finished, checkpoint = cls._inspect(folder, previous, manifest, resume if wanted else None)
         if finished and previous:
             return previous, True, None
         make_folder(folder)
@@ -242,18 +259,18 @@ class Run:
             )
         if previous["finished"]:
             return True, None
-        wanted = bool(resume) and str(resume).lower() not in ("false", "no")
-        if resume and wanted and resume.lower() not in ("true", "yes"):
-            checkpoint = Path(resume)
-            if checkpoint.parent.resolve() != folder.resolve():
-                return False, None  # a checkpoint of the other phase
-            if not (checkpoint / "trainer_state.json").is_file():
+        if resume and resume.lower() not in ("true", "yes"):
+            checkpoint = Path(resume).resolve()
+            whole = (checkpoint / "trainer_state.json").is_file()
+            if not whole or checkpoint.parent.parent != folder.resolve().parent:
                 raise InputError(
-                    f"--resume_from_checkpoint {resume}: not a whole checkpoint. Write `true` for the last."
+                    f"--resume_from_checkpoint {resume}: not a whole checkpoint of this run. Write `true` for the last."
                 )
-            return False, checkpoint
+            if checkpoint.parent == folder.resolve():
+                return False, Path(resume)
+            resume = None  # a checkpoint of the other phase
         found = last_checkpoint(folder)
-        if found is not None and not wanted:
+        if found is not None and not resume:
             raise InputError(
                 f"{folder}: holds an unfinished run ({found.name}). Go on with --resume_from_checkpoint true, "
                 "or add --overwrite_output_dir true to delete it and start again."
@@ -268,7 +285,7 @@ class Run:
             "peak_memory_gib": round(peak_memory_gib(), 3),
             **facts,
         }
-        if PartialState().is_main_process:
+        if is_main_process():
             write_json(self.manifest, self.folder / MANIFEST)
         PartialState().wait_for_everyone()  # the others look for it next
 

@@ -34,7 +34,7 @@ from trl import SFTTrainer
 
 from alignment.arguments import SFTArguments
 from alignment.errors import InputError
-from alignment.generation import generate
+from alignment.generation import Decoding, generate
 from alignment.head import loss_in_head
 from alignment.progress import TrainingProgress
 
@@ -65,7 +65,8 @@ class DialogueSFTTrainer(SFTTrainer):
         # Scaled or capped logits are made after the head, where `loss_in_head` would miss them: leave those to TRL.
         scales = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
         plain_head = all(getattr(config, name, None) in (None, 1, 1.0) for name in scales)
-        self._own_loss = plain_head and self.args.loss_type == "nll"
+        plain_loss = self.args.loss_type == "nll" and not self.args.label_smoothing_factor
+        self._own_loss = plain_head and plain_loss and not self.aux_loss_enabled
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -106,6 +107,7 @@ class DialogueSFTTrainer(SFTTrainer):
                 self.held_out.prompts,
                 end_token_id=self.held_out.end_token_id,
                 max_new_tokens=self.held_out.max_new_tokens,
+                decoding=Decoding(batch_size=self.args.per_device_eval_batch_size),
             )
             output.metrics["eval_rouge"] = self.held_out.score(texts, self.held_out.references)
         return output

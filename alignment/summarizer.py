@@ -1,7 +1,10 @@
 """A trained model in use: dialogues in, summaries out, with the prompt that it was trained with."""
 
+import hashlib
 from copy import copy
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,6 +15,9 @@ from alignment.generation import Decoding, generate
 from alignment.journal import Journal
 from alignment.models import load_for_use
 from alignment.run import read_manifest, say
+
+# What a model is loaded with as it was trained, unless the user says otherwise.
+QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
 
 
 class Summarizer:
@@ -27,9 +33,10 @@ class Summarizer:
         form: str = "instruction",
         phase: int = 1,
         max_new_tokens: int = 128,
+        origin: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.form, self.phase = model, tokenizer, form, phase
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens, self.origin = max_new_tokens, origin or {}
 
     @classmethod
     def load(
@@ -38,18 +45,35 @@ class Summarizer:
         model_args: ModelArguments | None = None,
         prompt_args: PromptArguments | None = None,
     ) -> "Summarizer":
-        """Loads a model as it was trained: quantisation, revision and prompt come from its manifest, unless given."""
+        """Loads a model as it was trained, which its manifest says, in whatever the arguments leave open.
+
+        That is quantisation, type, revision, prompt form and length of a summary. The result's `origin` says what was
+        loaded, and how.
+        """
         model_args, prompt_args = copy(model_args or ModelArguments()), prompt_args or PromptArguments()
         manifest = read_manifest(name_or_path) or read_manifest(Path(name_or_path).parent) or {}  # of a checkpoint
         trained = manifest.get("settings", {})
-        if not (model_args.load_in_4bit or model_args.load_in_8bit):
-            model_args.load_in_4bit = trained.get("load_in_4bit", False)
-            model_args.load_in_8bit = trained.get("load_in_8bit", False)
+        if model_args.load_in_4bit is None and model_args.load_in_8bit is None:
+            for name in QUANTISATION:
+                setattr(model_args, name, trained.get(name, getattr(model_args, name)))
+        model_args.dtype = model_args.dtype or trained.get("dtype")
+        model_args.attn_implementation = model_args.attn_implementation or trained.get("attn_implementation")
         if model_args.model_revision == "main":
             model_args.model_revision = trained.get("model_revision", "main")
         model, tokenizer = load_for_use(name_or_path, model_args)
         form = prompt_args.prompt_form or manifest.get("prompt_form", "instruction")
-        return cls(model, tokenizer, form, manifest.get("phase", 1), prompt_args.max_new_tokens)
+        most = prompt_args.max_new_tokens or trained.get("max_new_tokens") or 128
+        origin = {"model": name_or_path, "data": manifest.get("data"), "settings": trained, "use": asdict(model_args)}
+        return cls(model, tokenizer, form, manifest.get("phase", 1), most, origin)
+
+    def journal(self, path: Path, dialogues: list[str], decoding: Decoding | None = None) -> Journal:
+        """A journal beside `path` for these dialogues, this model and this decoding (in batches of whatever size)."""
+        facts = self.origin | {
+            "dialogues": hashlib.sha256("\0".join(dialogues).encode()).hexdigest(),
+            "prompt": [self.form, self.phase, self.max_new_tokens],
+            "decoding": asdict(replace(decoding or Decoding(), batch_size=1)),
+        }
+        return Journal(path, facts)
 
     def summarize(
         self,

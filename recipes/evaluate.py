@@ -10,17 +10,17 @@ writes only the summaries that are still missing.
 
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from alignment import data, run
-from alignment.arguments import DataArguments, ModelArguments, PromptArguments, parse
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
 from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.generation import Decoding
-from alignment.journal import Journal
 from alignment.progress import peak_memory_gib, reset_peak_memory, show_table
 from alignment.summarizer import Summarizer
 from reward.rouge import PROFILES, rouge
@@ -41,7 +41,7 @@ class EvaluateArguments:
 
 def main(argv: list[str] | None = None) -> None:
     classes = (EvaluateArguments, ModelArguments, DataArguments, PromptArguments, Decoding)
-    args, model_args, data_args, prompt_args, decoding = parse(classes, argv)
+    args, model_args, data_args, prompt_args, decoding = parse(classes, argv, passed_over=(SFTArguments,))
     if args.model and args.predictions:
         raise InputError("--model and --predictions: give one of them.")
     output = Path(args.output_dir)
@@ -65,28 +65,32 @@ def main(argv: list[str] | None = None) -> None:
 
     texts, ids = [record.dialogue for record in records], [record.id for record in records]
     references = [list(record.references) for record in records]
-    results = []
-    for system, name, file in zip(systems, names, files, strict=True):
-        reset_peak_memory()
-        started = time.monotonic()
-        if args.predictions:
-            summaries = data.match_predictions(data.read_predictions(system), records, system)
-        else:
-            summarizer = Summarizer.load(system, model_args, prompt_args)
-            settings = run.settings_of(model_args, prompt_args, decoding)
-            trained = run.read_manifest(system)
-            facts = {"model": system, "trained": trained, "data": data.summary(records), "settings": settings}
-            with Journal(output / name, facts) as journal:
+    results, predictions = [], []
+    with ExitStack() as journals:  # which stay until all is written
+        for system, name in zip(systems, names, strict=True):
+            reset_peak_memory()
+            started, seconds_before = time.monotonic(), 0.0
+            if args.predictions:
+                summaries = data.match_predictions(data.read_predictions(system), records, system)
+            else:
+                summarizer = Summarizer.load(system, model_args, prompt_args)
+                journal = journals.enter_context(summarizer.journal(output / name, texts, decoding))
+                seconds_before = journal.seconds_before
                 summaries = summarizer.summarize(texts, decoding, f"Summarising with {name}", journal)
-            del summarizer  # its memory, before the next one's is counted
-            data.write_submission(ids, summaries, file, allow_empty=True)
-        cost = {"seconds": round(time.monotonic() - started, 1), "peak_memory_gib": round(peak_memory_gib(), 2)}
-        for profile in profiles:
-            scores = asdict(rouge(summaries, references, profile)) | {"rows": len(records)}
-            results.append({"name": name} | scores | cost)
-    run.write_json(results, output / "results.json")
+                del summarizer  # its memory, before the next one's is counted
+            predictions.append(summaries)
+            seconds = round(seconds_before + time.monotonic() - started, 1)
+            cost = {"seconds": seconds, "peak_memory_gib": round(peak_memory_gib(), 2)}
+            for profile in profiles:
+                scores = asdict(rouge(summaries, references, profile)) | {"rows": len(records)}
+                results.append({"name": name} | scores | cost)
+        if not args.predictions:
+            for file, summaries in zip(files, predictions, strict=True):
+                data.write_submission(ids, summaries, file, allow_empty=True)
+        run.write_json(results, output / "results.json")
     columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "seconds", "peak_memory_gib")
-    show_table(f"ROUGE on {len(records)} rows of {data_args.dataset_path}", columns, results)
+    source = data_args.eval_dataset_path or data_args.dataset_path
+    show_table(f"ROUGE on {len(records)} rows of {source}", columns, results)
     run.say(f"Written: {output}/results.json")
 
 

@@ -10,6 +10,7 @@ phase 2 goes on from phase 1's adapter with five. Results: OUTPUT_DIR/phase1 and
 """
 
 import copy
+import gc
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
 from alignment.errors import InputError
+from alignment.progress import reset_peak_memory
 from alignment.sft import HeldOut, make_trainer
 from reward.rouge import PROFILES, rouge
 
@@ -35,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.rouge_profile not in PROFILES:
         raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
     prompt_args.prompt_form = prompt_args.prompt_form or "instruction"
+    prompt_args.max_new_tokens = prompt_args.max_new_tokens or 128
     output = Path(args.output_dir)
     run.make_folder(output)
 
@@ -46,11 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     if rejected:
         data.write_rejected(rejected, output / "rejected.jsonl")
         run.say(f"{len(rejected)} bad rows were left out: {output / 'rejected.jsonl'}.")
-    train, shortened = dialogue.fit_records(train, prompt_args.prompt_form, tokenizer, args.max_length)
-    held_out, more = dialogue.fit_records(held_out, prompt_args.prompt_form, tokenizer, args.max_length)
-    if shortened or more:
-        run.write_json([asdict(item) for item in shortened + more], output / "shortened.json")
-        run.say(f"{len(shortened + more)} dialogues were shortened by whole turns: {output / 'shortened.json'}.")
+    fit = {"form": prompt_args.prompt_form, "tokenizer": tokenizer, "max_tokens": args.max_length}
+    train, shortened = dialogue.fit_records(train, bad_rows=data_args.bad_rows, **fit)
+    held_out, more = dialogue.fit_records(held_out, bad_rows=data_args.bad_rows, **fit)
+    if shortened := shortened + more:
+        run.write_json([asdict(item) for item in shortened], output / "shortened.json")
+        run.say(f"{len(shortened)} dialogues were shortened by whole turns: {output / 'shortened.json'}.")
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
 
     for phase in map(int, args.phases.split(",")):
@@ -84,6 +88,8 @@ def train_phase(
     if current.checkpoint:
         run.say(f"Phase {phase}: going on from {current.checkpoint}.")
 
+    gc.collect()  # what phase 1 left in memory, before phase 2's peak is counted
+    reset_peak_memory()
     which = args.phase2_instructions if phase == 2 else "first"
     examples = [
         dialogue.encode_example(record, instruction, form, tokenizer)

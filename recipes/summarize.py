@@ -5,18 +5,20 @@
     pbpaste | python recipes/summarize.py --model runs/sft/phase2
 
 The input has any format that the other recipes read, and the output is then a CSV `fname,summary` in the input's
-order; or it is plain text, with a blank line between two dialogues, and the output has one summary a line.
+order; or it is plain text, with a blank line between two dialogues, and the output has one summary a line. Killed and
+started again with an output file, it writes only the summaries that are still missing.
 """
 
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from alignment import data, run
-from alignment.arguments import ModelArguments, PromptArguments, RowArguments, parse
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RowArguments, SFTArguments, parse
 from alignment.errors import InputError
 from alignment.formats import is_plain_text, read_text
 from alignment.generation import Decoding
@@ -28,14 +30,16 @@ class SummarizeArguments:
     """What to summarise, and where the summaries go."""
 
     model: str | None = field(default=None, metadata={"help": "Folder or Hub name; by default --model_name_or_path."})
-    input: str = field(default="-", metadata={"help": "A file, a folder's eval split, or - for standard input."})
+    input: str = field(
+        default="-", metadata={"help": "A file, the eval split of a folder or Hub data set, or - for standard input."}
+    )
     output: str = field(default="-", metadata={"help": "A file, or - for standard output."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the output file."})
 
 
 def main(argv: list[str] | None = None) -> None:
     classes = (SummarizeArguments, ModelArguments, RowArguments, PromptArguments, Decoding)
-    args, model_args, row_args, prompt_args, decoding = parse(classes, argv)
+    args, model_args, row_args, prompt_args, decoding = parse(classes, argv, passed_over=(DataArguments, SFTArguments))
     output = Path(args.output)
     if output.is_dir() and args.output != "-":
         raise InputError(f"--output {output}: is a folder. Give the name of a file.")
@@ -43,30 +47,39 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--output {output}: exists. Choose another name, or add --overwrite true.")
     if args.output != "-" and not output.parent.is_dir():
         raise InputError(f"--output {output}: no such folder {output.parent}.")
+    if args.output != "-":
+        run.make_folder(output.parent, "--output")
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(args.input)
         if args.input == "-":
             source = Path(folder) / "standard input"
             source.write_bytes(sys.stdin.buffer.read())
-        is_text = source.is_file() and is_plain_text(source)
+        is_text = source.is_file() and is_plain_text(source, data.column_names(data.keys_for(row_args.columns)))
         if is_text:
             dialogues = [block.strip() for block in read_text(source).split("\n\n") if block.strip()]
             ids = []
         else:
             options = {"bad_rows": row_args.bad_rows, "columns": row_args.columns}
             records, rejected = data.load_records(args.input if args.input != "-" else source, split="eval", **options)
-            if rejected:
-                run.say(f"{len(rejected)} bad rows are left out.")
+            if rejected and args.output != "-":
+                data.write_rejected(rejected, f"{output}.rejected.jsonl")
+                run.say(f"{len(rejected)} bad rows have no summary: {output}.rejected.jsonl.")
+            elif rejected:
+                run.say(f"{len(rejected)} bad rows have no summary.")
             dialogues, ids = [record.dialogue for record in records], [record.id for record in records]
 
     summarizer = Summarizer.load(args.model or model_args.model_name_or_path, model_args, prompt_args)
-    summaries = summarizer.summarize(dialogues, decoding, "Summarising" if len(dialogues) > 1 else None)
+    description = "Summarising" if len(dialogues) > 1 else None
+    with summarizer.journal(output, dialogues, decoding) if args.output != "-" else nullcontext() as journal:
+        summaries = summarizer.summarize(dialogues, decoding, description, journal)
     for i, summary in enumerate(summaries):
         if not summary:  # a submission with an empty row is refused, a whole night's work with it
             summaries[i] = dialogues[i].partition("\n")[0]
             run.say(f"Dialogue {i + 1}: the model wrote nothing; its first turn stands in.")
     lines = "".join(f"{data.one_line(summary)}\n" for summary in summaries)
+    if not run.is_main_process():
+        return
     if is_text and args.output == "-":
         sys.stdout.write(lines)
     elif is_text:

@@ -198,7 +198,7 @@ def test_dialogues_beyond_the_context_are_shortened(tiny_model, capsys):
 
 def test_a_turn_beyond_the_context_is_told_by_its_place(tiny_model):
     summarizer = Summarizer.load(str(tiny_model), prompt_args=PromptArguments(max_new_tokens=4))
-    with pytest.raises(InputError, match=r"Dialogue no\. 2: its first turn.*2048 tokens"):
+    with pytest.raises(InputError, match=r"Dialogue no\. 2: the first turn.*2048 tokens"):
         summarizer.summarize(["#Person1#: 네.", "#Person1#: " + "길게 " * 3000])
 
 
@@ -222,7 +222,7 @@ def kill_after_two(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Path], fol
     (file,) = folder.iterdir()
     header, *lines = file.read_text("utf-8").splitlines()
     indexes = [json.loads(line)[0] for line in lines]
-    marked = [json.dumps([index, f"표시 {index}"]) for index in indexes]
+    marked = [json.dumps([index, f"표시 {index}", 1.0]) for index in indexes]
     file.write_text("\n".join([header, *marked, '[3, "cut']), "utf-8")
     return indexes
 
@@ -236,6 +236,34 @@ def test_a_killed_run_makes_only_what_is_missing(score, tiny_model, tmp_path, mo
     expected = [(name, f"표시 {i}" if i in kept else text) for i, (name, text) in enumerate(whole)]
     assert predictions_in(folder / "predictions.csv") == expected
     assert sorted(file.name for file in folder.iterdir()) == ["predictions.csv", "results.json"]
+
+
+def test_a_run_killed_in_its_second_model_keeps_the_first(score, tiny_model, trained, tmp_path, monkeypatch):
+    models = [tiny_model, trained / "phase1"]
+    whole = score(model=models, output_dir=tmp_path / "whole", profiles="strict")
+    add, added = Journal.add, []
+
+    def add_and_die(journal: Journal, index: int, text: str) -> None:
+        add(journal, index, text)
+        added.append(index)
+        if len(added) == 5:  # of 4 + 4
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "add", add_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        score(model=models, profiles="strict")
+    made: list[int] = []
+    monkeypatch.setattr(Journal, "add", lambda journal, index, text: made.append(index) or add(journal, index, text))
+    folder = score(model=models, profiles="strict")
+    assert len(made) == 5 + 3  # taken over, and made anew
+    for file in whole.glob("*.csv"):
+        assert (folder / file.name).read_bytes() == file.read_bytes()
+
+
+def test_smaller_batches_go_on_where_larger_ones_ran_out_of_memory(score, tiny_model, tmp_path, monkeypatch):
+    kept = kill_after_two(monkeypatch, lambda: score(model=[tiny_model]), tmp_path / "out")
+    rows = predictions_in(score(model=[tiny_model], batch_size=1) / "predictions.csv")
+    assert [i for i, (_, text) in enumerate(rows) if "표시" in text] == sorted(kept)
 
 
 @pytest.mark.parametrize(
@@ -261,3 +289,22 @@ def test_results_are_replaced_where_asked(score, tiny_model):
     after = predictions_in(folder / "predictions.csv")
     assert all(long.startswith(short) for (_, long), (_, short) in zip(before, after, strict=True))
     assert before != after
+
+
+def test_a_yaml_for_training_serves_here_as_well(score, tiny_model, tmp_path):
+    config = tmp_path / "model.yaml"
+    config.write_text(f"model_name_or_path: {tiny_model}\nnum_train_epochs: 3\nprompt_form: chat\n", "utf-8")
+    assert {row["name"] for row in results_in(score(config=config))} == {tiny_model.name}
+
+
+def test_an_unknown_key_of_the_yaml_is_still_an_error(score, tmp_path):
+    (tmp_path / "model.yaml").write_text("num_train_epoch: 3\n", "utf-8")
+    with pytest.raises(InputError, match="unknown key `num_train_epoch`"):
+        score(config=tmp_path / "model.yaml")
+
+
+def test_a_summary_may_be_as_long_as_in_training_unless_told_otherwise(trained):
+    settings = json.loads((trained / "phase1" / "manifest.json").read_text("utf-8"))["settings"]
+    assert Summarizer.load(str(trained / "phase1")).max_new_tokens == settings["max_new_tokens"] == 128
+    told = Summarizer.load(str(trained / "phase1"), prompt_args=PromptArguments(max_new_tokens=9))
+    assert told.max_new_tokens == 9

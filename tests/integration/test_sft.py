@@ -169,6 +169,28 @@ def test_an_unfinished_run_is_not_resumed_with_other_processes(copied: Path, sft
         sft.main(sft_flags_for(copied, **LONG, resume_from_checkpoint=True))
 
 
+def test_overwriting_and_resuming_exclude_each_other(copied: Path, sft_flags_for: Flags):
+    unfinish(copied / "phase1", last_step=8)
+    with pytest.raises(InputError, match=r"would delete the run in .* Give one of them"):
+        sft.main(sft_flags_for(copied, **LONG, overwrite_output_dir=True, resume_from_checkpoint=True))
+    assert (copied / "phase1" / "checkpoint-8").is_dir()
+
+
+@pytest.mark.parametrize("value", ["latest", "checkpoint-8", "elsewhere"])
+def test_only_a_whole_checkpoint_of_this_run_is_resumed(value: str, copied: Path, finished: Path, sft_flags_for: Flags):
+    unfinish(copied / "phase1", last_step=8)
+    value = str(finished / "phase1" / "checkpoint-8") if value == "elsewhere" else value
+    with pytest.raises(InputError, match=r"not a whole checkpoint of this run\. Write `true`"):
+        sft.main(sft_flags_for(copied, **LONG, resume_from_checkpoint=value))
+
+
+def test_a_checkpoint_of_phase_1_does_not_restart_phase_2(copied: Path, sft_flags_for: Flags):
+    unfinish(copied / "phase2", last_step=8)
+    value = copied / "phase1" / "checkpoint-8"
+    with pytest.raises(InputError, match=r"phase2: holds an unfinished run \(checkpoint-8\)"):
+        sft.main(sft_flags_for(copied, **LONG, resume_from_checkpoint=value))
+
+
 def test_overwriting_starts_again(copied: Path, sft_flags_for: Flags):
     train(sft_flags_for(copied, phases=1, overwrite_output_dir=True, **SHORT))
     assert manifest(copied / "phase1")["settings"]["max_steps"] == 1

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from alignment.errors import InputError
+from alignment.journal import Journal
 from alignment.summarizer import Summarizer
 from recipes import summarize
 
@@ -120,6 +121,26 @@ def test_a_summary_of_several_lines_is_written_as_one(run, tmp_path, monkeypatch
     assert (tmp_path / "summary.txt").read_text("utf-8") == "하나 둘\n하나 둘\n"
 
 
+def test_a_killed_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
+    add, output = Journal.add, tmp_path / "out.csv"
+
+    def add_and_die(journal: Journal, index: int, text: str) -> None:
+        add(journal, index, f"표시 {index}")  # made again, it would be another text
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "add", add_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(FORMATS["csv"], output=output)
+    monkeypatch.undo()
+    assert not output.exists()
+
+    run(FORMATS["csv"], output=output)
+    rows = output.read_text("utf-8").splitlines()[1:]
+    assert [row.partition(",")[0] for row in rows] == ["b", "a", "c"]
+    assert sum("표시" in row for row in rows) == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["input", "out.csv"]
+
+
 def test_an_existing_output_is_refused_and_kept(run, tmp_path):
     (tmp_path / "old.csv").write_text("mine", "utf-8")
     with pytest.raises(InputError, match=r"old\.csv: exists.*--overwrite true"):
@@ -131,6 +152,24 @@ def test_an_existing_output_is_replaced_where_asked(run, tmp_path):
     (tmp_path / "old.csv").write_text("mine", "utf-8")
     run(FORMATS["csv"], output=tmp_path / "old.csv", overwrite=True)
     assert len(rows_of((tmp_path / "old.csv").read_text("utf-8"))) == 4
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(Summarizer, "load", None)
+    with pytest.raises(InputError, match=r"--output /proc: cannot be written|no such folder /proc"):
+        run(FORMATS["csv"], output="/proc/submission.csv")
+
+
+def test_a_csv_of_one_column_is_no_plain_text(run, summaries, tmp_path):
+    run(f'dialogue\n"{FIRST}"\n"{SECOND}"\n', output=tmp_path / "out.csv")
+    rows = rows_of((tmp_path / "out.csv").read_text("utf-8"))
+    assert rows[1:] == [["1", summaries[FIRST]], ["2", summaries[SECOND]]]
+
+
+def test_rows_left_out_of_a_file_are_listed_beside_it(run, tmp_path):
+    run(FORMATS["csv"] + 'd,""\n', output=tmp_path / "out.csv", bad_rows="skip")
+    (line,) = (tmp_path / "out.csv.rejected.jsonl").read_text("utf-8").splitlines()
+    assert (json.loads(line)["row"], json.loads(line)["fault"]) == (4, "empty dialogue")
 
 
 def test_an_output_in_a_missing_folder_is_refused(run, tmp_path):

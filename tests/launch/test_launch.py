@@ -33,9 +33,9 @@ def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def launch(config: str, flags: list[str]) -> subprocess.CompletedProcess[str]:
+def launch(config: str, flags: list[str], recipe: str = "sft") -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
-    return execute([*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), "recipes/sft.py", *flags])
+    return execute([*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), f"recipes/{recipe}.py", *flags])
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -92,6 +92,17 @@ def test_two_processes_resume_within_the_second_epoch(launched: dict[int, Path],
     assert "checkpoint-4" in result.stderr, result.stderr
     expected = (whole / "adapter_model.safetensors").read_bytes()
     assert (killed / "phase1" / "adapter_model.safetensors").read_bytes() == expected
+
+
+def test_two_processes_write_and_score_what_one_does(tiny_model: Path, dialogues: Path, tmp_path: Path):
+    for config in ("cpu", "cpu_two_processes"):
+        flags = f"--model {tiny_model} --dataset_path {dialogues} --max_eval_rows 3 --batch_size 1 --max_new_tokens 8"
+        result = launch(config, [*flags.split(), "--output_dir", str(tmp_path / config)], recipe="evaluate")
+        assert result.returncode == 0, result.stderr
+        assert sorted(file.name for file in (tmp_path / config).iterdir()) == ["predictions.csv", "results.json"]
+    one, two = (tmp_path / config / "predictions.csv" for config in ("cpu", "cpu_two_processes"))
+    assert len(one.read_text("utf-8").splitlines()) == 4
+    assert two.read_bytes() == one.read_bytes()
 
 
 def test_an_error_on_two_processes_is_told_once(launched: dict[int, Path], sft_flags_for: Flags):

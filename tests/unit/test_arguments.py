@@ -203,3 +203,26 @@ def test_columns_of_another_shape_are_refused_with_an_example(text):
     message = refusal("--columns", text)
     assert message.startswith(f"--columns {text}")
     assert 'such as {"dialogue": "text"}' in message
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [["--packing", "true"], ["--completion_only_loss", "true"], ["--eos_token", "<end>"], ["--padding_free", "true"]],
+)
+def test_a_setting_without_effect_is_refused(flag):
+    assert f"{flag[0]}: has no effect here" in refusal(*flag)
+
+
+def test_code_of_a_model_folder_is_never_run():
+    assert "--trust_remote_code: no code" in refusal("--trust_remote_code", "true")
+
+
+def test_the_best_model_by_rouge_needs_rows_to_summarise():
+    assert "needs --rouge_eval_rows" in refusal("--metric_for_best_model", "eval_rouge", "--rouge_eval_rows", "0")
+
+
+@pytest.mark.parametrize(
+    ("words", "value"), [([], None), (["--load_in_4bit"], True), (["--load_in_4bit", "false"], False)]
+)
+def test_quantisation_is_on_off_or_not_said(words, value):
+    assert settings(*words)["load_in_4bit"] is value

@@ -259,10 +259,27 @@ def test_no_rows(write, content):
     assert "no rows" in fault_of(write(content))
 
 
-@pytest.mark.parametrize("content", ["name,dialogue,text\na,b,c\n", [{"name": "a", "dialogue": "b", "text": "c"}]])
+@pytest.mark.parametrize("content", ["fname,name,text\na,b,c\n", [{"fname": "a", "name": "b", "text": "c"}]])
 def test_missing_column_names_it_those_present_and_the_cure(write, content):
     fault = fault_of(write(content), bad_rows="skip")
-    assert "no column or key fname or id; there are name, dialogue, text; say with columns" in fault
+    assert "no column or key dialogue; there are fname, name, text; say with columns" in fault
+
+
+@pytest.mark.parametrize("content", ['dialogue\n네.\n" "\n안녕.\n', [{"dialogue": t} for t in ("네.", " ", "안녕.")]])
+def test_rows_without_ids_are_numbered_as_messages_number_them(write, content, capsys):
+    records, rejected = load_records(write(content), bad_rows="skip")
+    assert [(record.id, record.dialogue) for record in records] == [("1", "네."), ("3", "안녕.")]
+    assert [(row.row, row.fault) for row in rejected] == [(2, "empty dialogue")]
+    assert "no fname or id, so the rows are numbered from 1" in capsys.readouterr().err
+
+
+def test_rows_are_not_numbered_where_a_column_of_another_name_may_hold_their_ids(write):
+    fault = fault_of(write([{"ID": "a", "dialogue": "네."}]))
+    assert "no column or key fname or id; there are ID, dialogue; say with columns" in fault
+
+
+def test_an_id_missing_from_one_row_only_is_a_fault(write):
+    assert "row 2: no id" in fault_of(write([row(), {"dialogue": "네."}]))
 
 
 def test_missing_references_column_matters_only_where_references_are_needed(write):

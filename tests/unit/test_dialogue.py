@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from alignment.data import EMBEDDED, Record
 from alignment.dialogue import (
     INSTRUCTIONS,
+    Shortened,
     encode_example,
     encode_prompt,
     end_token_id,
@@ -276,3 +277,12 @@ def test_fit_records_reserves_room_for_a_summary_yet_to_come(tiny_tokenizer):
 def test_a_turn_or_summary_beyond_all_room_is_an_error_with_its_id(dialogue, summary, tiny_tokenizer):
     with pytest.raises(InputError, match=r"(?s)Dialogue a: .* tokens .*--max_length"):
         fit_records([record(dialogue.strip(), summary.strip())], "instruction", tiny_tokenizer, 300)
+
+
+def test_what_does_not_fit_at_all_is_left_out_where_asked_and_listed(tiny_tokenizer):
+    short, long = record("#Person1#: 네.", "인사", name="a"), record("#Person1#: " + "길게 " * 500, "인사", name="b")
+    fitted, shortened = fit_records([short, long], "instruction", tiny_tokenizer, 400, bad_rows="skip")
+    assert fitted == [short]
+    assert shortened == [Shortened("b", turns=1, kept_turns=0)]
+    with pytest.raises(InputError, match="Dialogue b: the first turn"):
+        fit_records([short, long], "instruction", tiny_tokenizer, 400)

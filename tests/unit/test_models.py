@@ -164,6 +164,17 @@ def test_qlora_trains_the_adapters_and_leaves_the_4_bit_base_alone(sft_flags, tm
     assert losses[-1] < losses[0] - 0.1
 
 
+def test_gradient_checkpointing_on_4_bit_weights_changes_neither_losses_nor_summaries(sft_flags_for, tmp_path):
+    logs = {}
+    for on in (False, True):
+        flags = {"phases": 1, "load_in_4bit": True, "gradient_checkpointing": on, "num_train_epochs": 1}
+        sft.main(sft_flags_for(tmp_path / str(on), **flags))
+        log = json.loads((tmp_path / str(on) / "phase1" / "manifest.json").read_text("utf-8"))["log"]
+        logs[on] = [line[name] for line in log for name in ("loss", "eval_loss", "eval_rouge") if name in line]
+    assert len(logs[True]) >= 5
+    assert logs[True] == pytest.approx(logs[False], rel=1e-5)
+
+
 def test_phase_2_of_full_fine_tuning_starts_from_the_weights_of_phase_1(sft_flags, tiny_model, tmp_path):
     sft.main(sft_flags(use_peft=False, num_train_epochs=1, learning_rate=1e-3, **QUIET))
     phase1 = tmp_path / "out" / "phase1"
