@@ -4,17 +4,15 @@ A file's family is told by its content, never by its ending. A fault of the whol
 column) always stops the reading; a fault of one row stops it too, unless bad_rows is "skip".
 """
 
-import csv
 import difflib
 import hashlib
 import json
-import os
 import random
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from alignment.arguments import DataArguments
 from alignment.errors import InputError
@@ -77,7 +75,7 @@ def load_records(
         raise InputError(f"max_rows is {max_rows}; expected a positive number, or none for all rows")
     if unknown := [field for field in columns if field not in KEYS]:
         raise InputError(f"columns names {listed(unknown)}; the fields of a record are {listed(KEYS)}")
-    keys = keys_for(columns)
+    keys = _keys(columns)
     needed = {"id", "dialogue", *columns, *(["references"] if need_references else [])}
     source, rows = _find_rows(path, split, keys, needed)
 
@@ -193,35 +191,6 @@ def write_rejected(rejected: Iterable[Rejected], path: str | Path) -> None:
         file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
 
 
-def write_submission(
-    ids: list[str], summaries: list[str], path: str | Path | IO[str], allow_empty: bool = False
-) -> None:
-    """Writes the CSV `fname,summary`, a row for each id in the given order; into a file whole or not at all.
-
-    Raises:
-        InputError: the lengths differ, or a summary is empty (which only a submission minds).
-    """
-    if len(ids) != len(summaries):
-        raise InputError(f"{len(ids)} ids but {len(summaries)} summaries; a submission has one summary for each id")
-    rows = [(name, one_line(text)) for name, text in zip(ids, summaries, strict=True)]
-    if not allow_empty and (empty := [name for name, text in rows if not text]):
-        raise InputError(f"{len(empty)} empty summaries, the first for {empty[0]!r}; a submission has none")
-    if not isinstance(path, (str, Path)):
-        csv.writer(path, lineterminator="\n").writerows([("fname", "summary"), *rows])
-        return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write the same file
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("fname", "summary"), *rows])
-    os.replace(temporary, path)
-
-
-def one_line(text: str) -> str:
-    """The text with its lines joined by spaces."""
-    return " ".join(filter(None, map(str.strip, text.splitlines())))
-
-
 def read_predictions(path: str | Path) -> dict[str, str]:
     """Reads summaries by id from `fname,summary` (or `id`) in CSV, JSON or JSON lines; a summary may be empty.
 
@@ -274,14 +243,13 @@ def fingerprint(records: Iterable[Record]) -> str:
     return digest.hexdigest()
 
 
-def keys_for(columns: dict[str, str] | None) -> dict[str, tuple[str, ...]]:
-    """Where each field is looked for, with the user's own names."""
+def column_names(columns: dict[str, str] | None) -> set[str]:
+    """All names by which a column of a file is known, with the user's own."""
+    return {name for names in _keys(columns).values() for name in names}
+
+
+def _keys(columns: dict[str, str] | None) -> dict[str, tuple[str, ...]]:
     return KEYS | {field: (name,) for field, name in (columns or {}).items()}
-
-
-def column_names(keys: dict[str, tuple[str, ...]]) -> set[str]:
-    """All names by which the fields of a record are known."""
-    return {name for names in keys.values() for name in names}
 
 
 def _place(path: str | Path) -> Path:
@@ -307,7 +275,7 @@ def _find_rows(
     if not rows:
         raise InputError(f"{source}: no rows; expected at least one")
     known = {name for row in rows if isinstance(row, dict) for name in _flat(row)}
-    if known and known <= column_names({field: names for field, names in keys.items() if field != "id"}):
+    if known and known <= {name for field, names in keys.items() if field != "id" for name in names}:
         say(f"{source}: no {' or '.join(keys['id'])}, so the rows are numbered from 1.")
         rows = [{keys["id"][0]: number} | row if isinstance(row, dict) else row for number, row in enumerate(rows, 1)]
         known.add(keys["id"][0])

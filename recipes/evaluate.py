@@ -22,6 +22,7 @@ from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.generation import Decoding
 from alignment.progress import peak_memory_gib, reset_peak_memory, show_table
+from alignment.submission import write_submission
 from alignment.summarizer import Summarizer
 from reward.rouge import PROFILES, rouge
 
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
                 results.append({"name": name} | scores | cost)
         if not args.predictions:
             for file, summaries in zip(files, predictions, strict=True):
-                data.write_submission(ids, summaries, file, allow_empty=True)
+                write_submission(ids, summaries, file, allow_empty=True)
         run.write_json(results, output / "results.json")
     columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "seconds", "peak_memory_gib")
     source = data_args.eval_dataset_path or data_args.dataset_path

@@ -22,6 +22,7 @@ from alignment.arguments import DataArguments, ModelArguments, PromptArguments, 
 from alignment.errors import InputError
 from alignment.formats import is_plain_text, read_text
 from alignment.generation import Decoding
+from alignment.submission import one_line, write_submission
 from alignment.summarizer import Summarizer
 
 
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.input == "-":
             source = Path(folder) / "standard input"
             source.write_bytes(sys.stdin.buffer.read())
-        is_text = source.is_file() and is_plain_text(source, data.column_names(data.keys_for(row_args.columns)))
+        is_text = source.is_file() and is_plain_text(source, data.column_names(row_args.columns))
         if is_text:
             dialogues = [block.strip() for block in read_text(source).split("\n\n") if block.strip()]
             ids = []
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         if not summary:  # a submission with an empty row is refused, a whole night's work with it
             summaries[i] = dialogues[i].partition("\n")[0]
             run.say(f"Dialogue {i + 1}: the model wrote nothing; its first turn stands in.")
-    lines = "".join(f"{data.one_line(summary)}\n" for summary in summaries)
+    lines = "".join(f"{one_line(summary)}\n" for summary in summaries)
     if not run.is_main_process():
         return
     if is_text and args.output == "-":
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     elif is_text:
         output.write_text(lines, encoding="utf-8")
     else:
-        data.write_submission(ids, summaries, sys.stdout if args.output == "-" else output)
+        write_submission(ids, summaries, sys.stdout if args.output == "-" else output)
     if args.output != "-":
         run.say(f"{len(summaries)} summaries written to {output}.")
 

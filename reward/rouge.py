@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from alignment.errors import InputError
+from reward.morphemes import kiwi_version, morphemes
 
 PROFILES = ("aistages", "nikl", "strict", "english")
 
-MASK = re.compile(r"#[A-Za-z]\w*#", re.ASCII)
 NOT_NIKL = re.compile(r"[^A-Za-z0-9가-힣]")
 
 Tokenize = Callable[[str], list[str]]
@@ -119,11 +119,12 @@ def _metric(profile: str) -> tuple[Score, str]:
     """Load what a profile needs, once: how it scores, and the name and version of its tokenizer."""
     if profile == "english":
         return _clipped(None), f"rouge-score {version('rouge-score')} (nltk {version('nltk')} Porter stemmer)"
-    morphemes, tokenizer = _kiwi() if profile == "strict" else _mecab()
+    if profile == "strict":
+        return _clipped(lambda text: [morpheme.form for morpheme in morphemes(text)]), kiwi_version()
+    mecab, tokenizer = _mecab()
     if profile == "nikl":
-        return _clipped(lambda text: morphemes(NOT_NIKL.sub(" ", text.lower()))), tokenizer
-    count = _aistages if profile == "aistages" else _clipped
-    return count(morphemes), tokenizer
+        return _clipped(lambda text: mecab(NOT_NIKL.sub(" ", text.lower()))), tokenizer
+    return _aistages(mecab), tokenizer
 
 
 def _require(module: str, package: str) -> Any:
@@ -139,16 +140,6 @@ def _mecab() -> tuple[Tokenize, str]:
     return morphemes, f"python-mecab-ko {version('python-mecab-ko')} (mecab-ko-dic {version('python-mecab-ko-dic')})"
 
 
-@functools.cache
-def _kiwi() -> tuple[Tokenize, str]:
-    kiwi = _require("kiwipiepy", "kiwipiepy").Kiwi()
-    # Left alone, Kiwi reads `#Person1#은` as two hashtags. As a proper noun the mask stays whole and what follows is
-    # read as a particle; cutting the text at masks would lose that (`는` alone becomes the verb `늘`).
-    kiwi.add_re_word(MASK, "NNP")
-    tokenizer = f"kiwipiepy {version('kiwipiepy')} (kiwipiepy_model {version('kiwipiepy_model')})"
-    return lambda text: [token.form for token in kiwi.tokenize(text)], tokenizer
-
-
 def _clipped(tokenize: Tokenize | None) -> Score:
     """Count as `rouge-score` does, on these tokens or, if None, on its own stemmed English words."""
     tokenizer = SimpleNamespace(tokenize=tokenize) if tokenize else None
@@ -162,7 +153,7 @@ def _clipped(tokenize: Tokenize | None) -> Score:
     return score
 
 
-def _aistages(morphemes: Tokenize) -> Score:
+def _aistages(tokenize: Tokenize) -> Score:
     """Count as `rouge==1.0.1` does: sets of n-grams across sentences, and the union of the sentences' LCS words.
 
     Source: rouge 1.0.1, rouge/rouge.py and rouge/rouge_score.py, `exclusive=True`.
@@ -170,7 +161,7 @@ def _aistages(morphemes: Tokenize) -> Score:
 
     def sentences(text: str) -> list[list[str]]:
         # Every period ends a sentence, even that of 3.5; blanks between two periods count as one empty word.
-        return [part.split() or [""] for part in " ".join(morphemes(text)).split(".") if part]
+        return [part.split() or [""] for part in " ".join(tokenize(text)).split(".") if part]
 
     def score(prediction: str, reference: str) -> Scores:
         predicted, expected = sentences(prediction), sentences(reference)

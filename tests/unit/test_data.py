@@ -1,6 +1,5 @@
 """alignment/data.py: every family of files, every fault with its place, splits, and the files we write."""
 
-import csv
 import json
 import sys
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from alignment.data import (
     load_records,
     read_predictions,
     write_rejected,
-    write_submission,
 )
 from alignment.errors import InputError
 
@@ -549,31 +547,6 @@ def test_write_rejected_writes_json_lines_even_of_broken_unicode(tmp_path):
     text = (tmp_path / "new" / "rejected.jsonl").read_text(encoding="utf-8")
     assert "가" in text
     assert [Rejected(**json.loads(line)) for line in text.splitlines()] == rejected
-
-
-def test_submission_round_trip_in_order(tmp_path):
-    path = tmp_path / "new" / "submission.csv"
-    write_submission(["b", "a", "c"], ['그는 "네", 했다.', " 첫 줄\r\n둘째 줄\n\n셋째 ", "다"], path)
-    with path.open(encoding="utf-8", newline="") as file:
-        assert next(csv.reader(file)) == ["fname", "summary"]
-    predictions = read_predictions(path)
-    assert list(predictions.items()) == [("b", '그는 "네", 했다.'), ("a", "첫 줄 둘째 줄 셋째"), ("c", "다")]
-    assert [entry.name for entry in path.parent.iterdir()] == ["submission.csv"]
-
-
-@pytest.mark.parametrize(
-    ("ids", "summaries", "fault"),
-    [
-        (["a", "b"], ["x"], "2 ids but 1 summaries"),
-        (["a", "b"], ["x", " \n"], "1 empty summaries, the first for 'b'"),
-    ],
-)
-def test_a_faulty_submission_leaves_the_old_file_alone(tmp_path, ids, summaries, fault):
-    path = tmp_path / "submission.csv"
-    write_submission(["a"], ["old"], path)
-    with pytest.raises(InputError, match=fault):
-        write_submission(ids, summaries, path)
-    assert read_predictions(path) == {"a": "old"}
 
 
 @pytest.mark.parametrize(

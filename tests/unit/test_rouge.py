@@ -165,25 +165,6 @@ def test_a_speaker_swap_is_punished_by_strict_more_than_by_aistages_but_hardly()
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("#Person1#은 간다.", ["#Person1#", "은", "가", "ᆫ다", "."]),
-        ("#Person2#는 #PhoneNumber#로 간다", ["#Person2#", "는", "#PhoneNumber#", "로", "가", "ᆫ다"]),
-        ("#Person1# 는 #Person2# 의 집", ["#Person1#", "는", "#Person2#", "의", "집"]),
-        ("#Person1##Person2#", ["#Person1#", "#Person2#"]),
-    ],
-)
-def test_strict_keeps_a_mask_whole_and_reads_what_follows_as_a_particle(text, tokens):
-    assert metric._kiwi()[0](text) == tokens
-
-
-def test_strict_keeps_every_mask_of_the_shipped_summaries():
-    for text in SUMMARIES:
-        masks = re.findall(r"#[A-Za-z0-9]+#", text)
-        assert [token for token in metric._kiwi()[0](text) if token.startswith("#")] == masks
-
-
-@pytest.mark.parametrize(
     ("profile", "tokenizer"),
     [
         ("aistages", r"python-mecab-ko [\d.]+ \(mecab-ko-dic [\w.]+\)"),

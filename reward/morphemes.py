@@ -1,0 +1,41 @@
+"""Korean text -> morphemes, by Kiwi, with speaker tags and masks kept whole."""
+
+import functools
+import importlib
+import re
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from alignment.errors import InputError
+
+MASK = re.compile(r"#[A-Za-z]\w*#", re.ASCII)
+
+
+class Morpheme(NamedTuple):
+    """A morpheme and its part of speech in the Sejong tag set: NNG a noun, JX a particle, SN digits, and so on."""
+
+    form: str
+    tag: str
+
+
+def morphemes(text: str) -> list[Morpheme]:
+    """The morphemes of a text in order; a mask such as #Person1# is one proper noun (NNP)."""
+    return [Morpheme(token.form, token.tag) for token in _kiwi().tokenize(text)]
+
+
+def kiwi_version() -> str:
+    """Name and versions of the tokenizer, as a result is stamped with them."""
+    _kiwi()
+    return f"kiwipiepy {version('kiwipiepy')} (kiwipiepy_model {version('kiwipiepy_model')})"
+
+
+@functools.cache
+def _kiwi() -> Any:
+    try:
+        kiwi = importlib.import_module("kiwipiepy").Kiwi()
+    except ImportError as error:
+        raise InputError(f"Korean morphemes need kiwipiepy ({error}): pip install kiwipiepy") from error
+    # Left alone, Kiwi reads `#Person1#은` as two hashtags. As a proper noun the mask stays whole and what follows is
+    # read as a particle; cutting the text at masks would lose that (`는` alone becomes the verb `늘`).
+    kiwi.add_re_word(MASK, "NNP")
+    return kiwi

@@ -1,0 +1,94 @@
+"""Numbers in Korean and English text -> their values, however they are spelt."""
+
+import re
+
+from alignment.dialogue import language
+from reward.morphemes import MASK, Morpheme, morphemes
+
+_UNITS = {"십": 10, "백": 100, "천": 1000, "만": 10**4, "억": 10**8, "조": 10**12}
+_TENS = {
+    "열": 10, "스물": 20, "스무": 20, "서른": 30, "마흔": 40, "쉰": 50, "예순": 60, "일흔": 70, "여든": 80, "아흔": 90,
+}  # fmt: skip
+_ONES = dict(zip("영일이삼사오육칠팔구", range(10), strict=True)) | {
+    "하나": 1, "한": 1, "첫": 1, "둘": 2, "두": 2, "셋": 3, "세": 3, "석": 3, "넷": 4, "네": 4, "넉": 4, "다섯": 5,
+    "여섯": 6, "일곱": 7, "여덟": 8, "아홉": 9,
+}  # fmt: skip
+_DAYS = {"하루": 1, "이틀": 2, "사흘": 3, "나흘": 4, "닷새": 5, "엿새": 6, "열흘": 10, "보름": 15}
+_PIECE = re.compile("|".join([r"\d[\d,]*(?:\.\d+)?", *sorted([*_UNITS, *_TENS, *_ONES], key=len, reverse=True)]))
+_ALL_PIECES = re.compile(f"(?:{_PIECE.pattern})+")
+_ENGLISH_ONES = {
+    "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+    "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17,
+    "eighteen": 18, "nineteen": 19,
+}  # fmt: skip
+_ENGLISH_TENS = {
+    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
+_ENGLISH_UNITS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+
+
+def numbers(text: str) -> set[float]:
+    """The values of the numbers in a text: digits, and numerals where the morpheme or word is surely one.
+
+    `20만 원`, `이십만 원` and `200,000원` have one value, `세 시` and `3시` another; #Person1# has none.
+    """
+    text = MASK.sub(" ", text)
+    return _korean_numbers(text) if language(text) == "ko" else _english_numbers(text)
+
+
+def _korean_numbers(text: str) -> set[float]:
+    values: set[float] = set()
+    run: list[str] = []
+    for form, tag in [*morphemes(text), Morpheme("", "")]:
+        # MM, the determiners, holds native numerals (세 시, 한두 개) beside 이: `this`.
+        if tag in ("SN", "NR") or (tag == "MM" and form != "이" and _ALL_PIECES.fullmatch(form)):
+            run.append(form.removesuffix("째"))
+            continue
+        if run != ["만"] or tag == "NNB":  # alone it is the particle (올해만), but for 만 원
+            values |= _values(_PIECE.findall(" ".join(run)))
+        run = []
+        if tag == "W_SERIAL":  # a time, a date, a telephone number: each part counts
+            values |= {float(part) for part in re.findall(r"\d+", form)}
+        elif form in _DAYS:
+            values.add(_DAYS[form])
+    return values
+
+
+def _values(pieces: list[str]) -> set[float]:
+    """The value of numerals in a row; several where ones follow ones (`한두`: one or two)."""
+    values: set[float] = set()
+    total = section = ones = 0.0
+    before = ""
+    for piece in pieces:
+        if _UNITS.get(piece, 10**4) < 10**4:  # 십, 백, 천
+            section, ones = section + (ones or 1) * _UNITS[piece], 0.0
+        elif piece in _UNITS:  # 만, 억, 조
+            total, section, ones = total + ((section + ones) or 1) * _UNITS[piece], 0.0, 0.0
+        elif piece in _TENS:
+            ones += _TENS[piece]
+        else:
+            if before and before not in _UNITS and before not in _TENS:
+                values.add(total + section + ones)
+                total = section = ones = 0.0
+            ones += _ONES[piece] if piece in _ONES else float(piece.replace(",", ""))
+        before = piece
+    return values | {total + section + ones} if pieces else values
+
+
+def _english_numbers(text: str) -> set[float]:
+    values: set[float] = set()
+    value: float | None = None
+    for word in [*re.findall(r"\d[\d,]*(?:\.\d+)?|[a-z]+", text.lower()), ""]:
+        if word and word[0].isdigit():
+            if value is not None:
+                values.add(value)
+            value = float(word.rstrip(",").replace(",", ""))
+        elif word in _ENGLISH_UNITS:
+            value = (value or 1) * _ENGLISH_UNITS[word]
+        elif word in _ENGLISH_ONES and value is not None and value % 10 == 0 and value >= 20:
+            value += _ENGLISH_ONES[word]
+        else:
+            if value is not None:
+                values.add(value)
+            value = _ENGLISH_ONES.get(word, _ENGLISH_TENS.get(word))
+    return values

@@ -1,0 +1,34 @@
+"""reward/numerals.py: one value for every spelling."""
+
+import pytest
+
+from reward.numerals import numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("3시에 만나요", {3}),
+        ("세 시에 네 명이 만나요. 네, 좋아요.", {3, 4}),
+        ("이십만 원", {200_000}),
+        ("20만 원", {200_000}),
+        ("200,000원", {200_000}),
+        ("3천 5백 원, 1만 5천 원", {3_500, 15_000}),
+        ("열두 살 아이와 스물세 살 형", {12, 23}),
+        ("서른다섯 명", {35}),
+        ("한두 개", {1, 2}),
+        ("두 번째, 이틀 뒤", {2}),
+        ("사흘 뒤 백만 원", {3, 1_000_000}),
+        ("오후 2:30", {2, 30}),
+        ("3.5킬로와 10%", {3.5, 10}),
+        ("1998년 6월 13일", {1998, 6, 13}),
+        ("이 사람은 일을 잘한다. 그 일은 천만에요.", set()),
+        ("올해만 쉰다. 만 원만 냈다.", {10_000}),
+        ("#Person1#은 #Person2#와 논다.", set()),
+        ("Meet at three, twenty-five people, 1,200 dollars", {3, 25, 1200}),
+        ("two hundred and fifty", {200, 50}),
+        ("someone is often tense", set()),
+    ],
+)
+def test_numbers_by_value(text, values):
+    assert numbers(text) == values

@@ -1,0 +1,34 @@
+"""alignment/submission.py: what is written is read back, whole or not at all."""
+
+import csv
+
+import pytest
+
+from alignment.data import read_predictions
+from alignment.errors import InputError
+from alignment.submission import write_submission
+
+
+def test_submission_round_trip_in_order(tmp_path):
+    path = tmp_path / "new" / "submission.csv"
+    write_submission(["b", "a", "c"], ['그는 "네", 했다.', " 첫 줄\r\n둘째 줄\n\n셋째 ", "다"], path)
+    with path.open(encoding="utf-8", newline="") as file:
+        assert next(csv.reader(file)) == ["fname", "summary"]
+    predictions = read_predictions(path)
+    assert list(predictions.items()) == [("b", '그는 "네", 했다.'), ("a", "첫 줄 둘째 줄 셋째"), ("c", "다")]
+    assert [entry.name for entry in path.parent.iterdir()] == ["submission.csv"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "summaries", "fault"),
+    [
+        (["a", "b"], ["x"], "2 ids but 1 summaries"),
+        (["a", "b"], ["x", " \n"], "1 empty summaries, the first for 'b'"),
+    ],
+)
+def test_a_faulty_submission_leaves_the_old_file_alone(tmp_path, ids, summaries, fault):
+    path = tmp_path / "submission.csv"
+    write_submission(["a"], ["old"], path)
+    with pytest.raises(InputError, match=fault):
+        write_submission(ids, summaries, path)
+    assert read_predictions(path) == {"a": "old"}
