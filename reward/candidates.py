@@ -1,0 +1,145 @@
+"""What gets labelled: samples of a model, the references, and corruptions of them whose fault is known."""
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from alignment.data import Record
+from alignment.errors import InputError
+from alignment.formats import file_rows
+from alignment.generation import Decoding
+from alignment.submission import one_line
+from alignment.summarizer import Summarizer
+from reward.morphemes import MASK
+from reward.numerals import numbers
+from reward.quality import swap_speakers
+
+_DIGITS = re.compile(r"\d[\d,]*(?:\.\d+)?")
+_SENTENCE = re.compile(r"(?<=[.!?…])\s+")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One summary of a dialogue, and where it comes from: `sample`, `reference`, or the name of a corruption."""
+
+    id: str
+    kind: str
+    text: str
+
+
+def swapped_speakers(record: Record, reference: str, rng: random.Random) -> str | None:
+    """The reference with two speakers exchanged, or None where the dialogue has no second one with a tag."""
+    speakers = list(dict.fromkeys([*MASK.findall(reference), *_speakers(record.dialogue)]))
+    tags = [tag for tag in speakers if tag in _speakers(record.dialogue)][:2]
+    swapped = swap_speakers(reference, *tags) if len(tags) == 2 else reference
+    return swapped if swapped != reference else None
+
+
+def _speakers(dialogue: str) -> list[str]:
+    return list(dict.fromkeys(match.group(1) for match in re.finditer(rf"^({MASK.pattern})\s*:", dialogue, re.M)))
+
+
+def changed_number(record: Record, reference: str, rng: random.Random) -> str | None:
+    """The reference with one number in digits changed to one that the dialogue lacks, or None where it has none."""
+    bare = MASK.sub(lambda match: " " * len(match.group()), reference)  # the digits of a tag are no number
+    places = list(_DIGITS.finditer(bare))
+    if not places:
+        return None
+    place = rng.choice(places)
+    digits, known = place.group().rstrip(","), numbers(record.dialogue) | numbers(reference)
+    value = int(re.sub(r"\D.*", "", digits.replace(",", "")) or 0)
+    # Near the true one and as round, so that it is not told by its looks.
+    step = 10 ** (len(str(value)) - len(str(value).rstrip("0"))) if value else 1
+    nearby = [value + sign * factor * step for factor in range(1, 10) for sign in (1, -1)]
+    choices = [other for other in nearby if other > 0 and len(str(other)) == len(str(value)) and other not in known]
+    if not choices:
+        return None
+    other = rng.choice(choices[:6])
+    written = f"{other:,}" if "," in digits else str(other)
+    return reference[: place.start()] + written + reference[place.start() + len(digits) :]
+
+
+def cut_short(record: Record, reference: str, rng: random.Random) -> str | None:
+    """The first half of the reference's words, or None where it has fewer than four."""
+    words = reference.split()
+    return " ".join(words[: len(words) // 2]) if len(words) >= 4 else None
+
+
+def repeated_sentence(record: Record, reference: str, rng: random.Random) -> str:
+    """The reference with one of its sentences twice."""
+    sentences = _SENTENCE.split(reference.strip())
+    index = rng.randrange(len(sentences))
+    return " ".join([*sentences[: index + 1], *sentences[index:]])
+
+
+CORRUPTIONS: dict[str, Callable[[Record, str, random.Random], str | None]] = {
+    "speaker_swap": swapped_speakers,
+    "number_change": changed_number,
+    "cut": cut_short,
+    "repetition": repeated_sentence,
+}
+
+
+def corruptions(records: list[Record], seed: int = 42) -> list[Candidate]:
+    """Each record's reference made worse in every way that applies to it, and another dialogue's reference.
+
+    The other dialogue is the one of nearest length among ten at random, so that length does not give it away.
+    """
+    candidates = []
+    with_reference = [record for record in records if record.references]
+    for record in with_reference:
+        rng = random.Random(f"{seed} {record.id}")
+        reference = record.references[0]
+        for kind, corrupt in CORRUPTIONS.items():
+            if text := corrupt(record, reference, rng):
+                candidates.append(Candidate(record.id, kind, text))
+        others = [other for other in rng.sample(with_reference, min(11, len(with_reference))) if other != record][:10]
+        if others:
+            nearest = min(others, key=lambda other: abs(len(other.references[0]) - len(reference)))
+            candidates.append(Candidate(record.id, "other_dialogue", nearest.references[0]))
+    return candidates
+
+
+def references(records: list[Record]) -> list[Candidate]:
+    """Every reference as a candidate."""
+    return [Candidate(record.id, "reference", text) for record in records for text in record.references]
+
+
+def samples(
+    summarizer: Summarizer, records: list[Record], count: int, decoding: Decoding, journal_path: Path
+) -> list[Candidate]:
+    """`count` samples for each record, in batches shared across dialogues; a killed run goes on from its journal."""
+    dialogues = [record.dialogue for record in records for _ in range(count)]
+    decoding = replace(decoding, do_sample=True)
+    with summarizer.journal(journal_path, dialogues, decoding) as journal:
+        texts = summarizer.summarize(dialogues, decoding, "Sampling", journal)
+    ids = [record.id for record in records for _ in range(count)]
+    return [Candidate(name, "sample", one_line(text)) for name, text in zip(ids, texts, strict=True)]
+
+
+def write_candidates(candidates: Iterable[Candidate], path: Path) -> None:
+    """Writes one JSON object a line: id, kind, text."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(asdict(candidate), ensure_ascii=False) + "\n" for candidate in candidates)
+
+
+def read_candidates(path: Path, records: list[Record]) -> list[Candidate]:
+    """Reads candidates from JSON lines, JSON or CSV with id, text and, where known, kind.
+
+    Raises:
+        InputError: The file cannot be read, a key is missing, or an id is of no record.
+    """
+    known = {record.id for record in records}
+    candidates = []
+    for number, row in enumerate(file_rows(path), 1):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row.get("id"):
+            raise InputError(f"{path}: row {number}: expected id and text, found {row!r:.80}")
+        if str(row["id"]) not in known:
+            raise InputError(
+                f"{path}: row {number}: id {row['id']!r} is none of the {len(known)} dialogues; give theirs"
+            )
+        candidates.append(Candidate(str(row["id"]), str(row.get("kind") or "given"), one_line(row["text"])))
+    return candidates

@@ -1,0 +1,143 @@
+"""reward/candidates.py: corruptions by hand, what applies where, and files of candidates."""
+
+import random
+
+import pytest
+
+from alignment.data import Record, load_records
+from alignment.errors import InputError
+from reward.candidates import (
+    Candidate,
+    changed_number,
+    corruptions,
+    cut_short,
+    read_candidates,
+    references,
+    repeated_sentence,
+    swapped_speakers,
+    write_candidates,
+)
+from reward.numerals import numbers
+from reward.quality import GATES, role_agreement
+
+TALK = "#Person1#: 3시에 만나서 25,000원짜리 표 4장을 사자.\n#Person2#: 좋아, 역에서 봐."
+
+
+def record(reference: str, dialogue: str = TALK, name: str = "a") -> Record:
+    return Record(name, dialogue, (reference,))
+
+
+def corrupt(function, reference: str, seed: int = 0) -> str | None:
+    return function(record(reference), reference, random.Random(seed))
+
+
+def test_speakers_change_places():
+    text = corrupt(swapped_speakers, "#Person1#은 #Person2#에게 표를 사자고 한다.")
+    assert text == "#Person2#는 #Person1#에게 표를 사자고 한다."
+
+
+def test_a_single_speaker_gives_way_to_the_other_of_the_dialogue():
+    assert corrupt(swapped_speakers, "#Person1#은 표를 산다.") == "#Person2#는 표를 산다."
+
+
+def test_without_speaker_tags_nothing_is_swapped():
+    assert corrupt(swapped_speakers, "둘은 표를 산다.") is None
+    assert swapped_speakers(record("톰은 간다.", "톰: 갈게.\n제인: 그래."), "톰은 간다.", random.Random(0)) is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_number_becomes_another_of_its_looks_that_the_dialogue_lacks(seed):
+    reference = "#Person1#과 #Person2#는 3시에 만나 25,000원짜리 표를 산다."
+    text = corrupt(changed_number, reference, seed)
+    assert len(text) == len(reference)
+    assert text.startswith("#Person1#과 #Person2#는 ")
+    (changed,) = numbers(text) - numbers(reference)
+    assert changed not in numbers(TALK)
+    assert len(numbers(text) & numbers(reference)) == 1
+    assert changed < 10 or changed % 1000 == 0
+
+
+def test_digits_of_a_tag_are_no_number():
+    assert corrupt(changed_number, "#Person1#은 표를 산다.") is None
+
+
+def test_half_of_the_words_are_cut():
+    assert corrupt(cut_short, "하나 둘 셋 넷 다섯.") == "하나 둘"
+    assert corrupt(cut_short, "하나 둘 셋.") is None
+
+
+def test_a_sentence_comes_twice():
+    texts = {corrupt(repeated_sentence, "둘은 만난다. 표를 산다.", seed) for seed in range(20)}
+    assert texts == {"둘은 만난다. 둘은 만난다. 표를 산다.", "둘은 만난다. 표를 산다. 표를 산다."}
+
+
+@pytest.fixture(scope="module")
+def embedded() -> list[Record]:
+    return load_records("embedded-ko")[0]
+
+
+def test_every_corruption_of_the_shipped_references_is_seen_by_the_signal_that_it_is_for(embedded):
+    records = {record.id: record for record in embedded}
+    by_kind: dict[str, list[Candidate]] = {}
+    for candidate in corruptions(embedded):
+        by_kind.setdefault(candidate.kind, []).append(candidate)
+    assert set(by_kind) == {"speaker_swap", "number_change", "cut", "repetition", "other_dialogue"}
+
+    def caught(kind: str, gate: str) -> float:
+        return sum(not GATES[gate](records[c.id].dialogue, c.text) for c in by_kind[kind]) / len(by_kind[kind])
+
+    assert caught("number_change", "unseen_numbers") > 0.95
+    assert caught("cut", "is_cut") > 0.8
+    assert caught("repetition", "repeated_trigrams") > 0.95
+    swaps = [role_agreement(c.text, records[c.id].references[0]) for c in by_kind["speaker_swap"]]
+    assert sum(agreement <= 0.5 for agreement in swaps) / len(swaps) > 0.95
+
+
+def test_no_corruption_leaves_the_reference_as_it_is(embedded):
+    by_id = {record.id: record.references[0] for record in embedded}
+    assert all(candidate.text != by_id[candidate.id] for candidate in corruptions(embedded))
+
+
+def test_corruptions_are_the_same_every_time_whatever_else_is_corrupted(embedded):
+    alone = [c for c in corruptions(embedded) if c.kind != "other_dialogue"]
+    half = [c for c in corruptions(embedded[:50]) if c.kind != "other_dialogue"]
+    assert alone[: len(half)] == half
+    assert corruptions(embedded) == corruptions(embedded)
+
+
+def test_another_dialogues_reference_has_about_the_length(embedded):
+    by_id = {record.id: len(record.references[0]) for record in embedded}
+    pairs = [(by_id[c.id], len(c.text)) for c in corruptions(embedded) if c.kind == "other_dialogue"]
+    assert len(pairs) == len(embedded)
+    assert sum(abs(one - other) / one for one, other in pairs) / len(pairs) < 0.15
+
+
+def test_one_record_has_no_other_dialogue():
+    kinds = {candidate.kind for candidate in corruptions([record("#Person1#은 오늘 3시에 표를 산다.")])}
+    assert kinds == {"speaker_swap", "number_change", "cut", "repetition"}
+
+
+def test_candidates_are_read_back_as_written(tmp_path):
+    candidates = [*references([record('그는 "네"라고 한다.')]), Candidate("a", "sample", "표를 산다.")]
+    write_candidates(candidates, tmp_path / "candidates.jsonl")
+    assert read_candidates(tmp_path / "candidates.jsonl", [record("x")]) == candidates
+
+
+def test_candidates_from_elsewhere_need_no_kind(tmp_path):
+    (tmp_path / "mine.csv").write_text('id,text\na,"첫 줄\n둘째 줄"\n', "utf-8")
+    assert read_candidates(tmp_path / "mine.csv", [record("x")]) == [Candidate("a", "given", "첫 줄 둘째 줄")]
+
+
+@pytest.mark.parametrize(
+    ("content", "telling"),
+    [
+        ("id,text\nb,요약\n", "row 1: id 'b' is none of the 1 dialogues"),
+        ("id,summary\na,요약\n", "row 1: expected id and text"),
+        ('{"id": "a", "text": 5}\n', "row 1: expected id and text"),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_faulty_file_of_candidates_is_told_by_its_row(content, telling, tmp_path):
+    (tmp_path / "bad").write_text(content, "utf-8")
+    with pytest.raises(InputError, match=telling):
+        read_candidates(tmp_path / "bad", [record("x")])
