@@ -210,6 +210,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _fields(cls: Any) -> set[str]:
+    return set(cls.__dataclass_fields__)
+
+
 def _as_argv(key: str, value: Any) -> list[str]:
     """A YAML value as it would stand on the command line, so that both are checked by the same rules."""
     if isinstance(value, list):
@@ -244,7 +248,8 @@ def parse(
 
     Args:
         classes: One dataclass for each value returned.
-        passed_over: The YAML may also hold their fields: one file serves the recipes that train and that use a model.
+        passed_over: Their fields in the YAML are not read here, `output_dir` included, except those of a class that is
+            asked for itself: one file serves the recipes that train and those that use a model.
         argv: The command line without the program, by default `sys.argv[1:]`.
         default_config: Read when neither `--config` nor `--model_name_or_path` is given.
 
@@ -262,7 +267,8 @@ def parse(
             action.nargs, action.const = "?", True  # --flag alone means true, as for every other boolean
 
     from_yaml: list[str] = []
-    others = {name for cls in passed_over for name in cls.__dataclass_fields__} - set(known)
+    read = {name for cls in classes if any(issubclass(other, cls) for other in passed_over) for name in _fields(cls)}
+    others = {name for cls in passed_over for name in _fields(cls)} - read
     for key, value in _read_yaml(config).items() if config is not None else ():
         if key in others:
             continue

@@ -275,7 +275,9 @@ def _find_rows(
     if not rows:
         raise InputError(f"{source}: no rows; expected at least one")
     known = {name for row in rows if isinstance(row, dict) for name in _flat(row)}
-    if known and known <= {name for field, names in keys.items() if field != "id" for name in names}:
+    others = {name for field, names in keys.items() if field != "id" for name in names}
+    others |= {name for name in known if re.fullmatch(r"(summary|topic)\d+", name)}
+    if known and known <= others and keys["id"] == KEYS["id"]:
         say(f"{source}: no {' or '.join(keys['id'])}, so the rows are numbered from 1.")
         rows = [{keys["id"][0]: number} | row if isinstance(row, dict) else row for number, row in enumerate(rows, 1)]
         known.add(keys["id"][0])

@@ -156,8 +156,8 @@ def fit_records(
             shortened.append(Shortened(record.id, *counts))
         fitted.append(replace(record, dialogue=dialogue))
     if too_long and (bad_rows == "error" or not fitted):
-        cure = "raise --max_length (up to the model's context), or go on without it: --bad_rows skip"
-        cure = "or lower --max_new_tokens" if reserved_tokens else cure
+        cure = "or lower --max_new_tokens" if reserved_tokens else "raise --max_length (up to the model's context)"
+        cure += ", or go on without it: --bad_rows skip" if not reserved_tokens and bad_rows == "error" else ""
         more = f" and {len(too_long) - 10} more" if len(too_long) > 10 else ""
         raise InputError(
             f"Dialogue {', '.join(too_long[:10])}{more}: the first turn, with room for the summary, is longer than the "

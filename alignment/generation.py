@@ -1,5 +1,6 @@
 """Summaries from a model: length-sorted batches, greedy, sampling or beams, in the order asked for."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -70,8 +71,6 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         **sampling,
     )
-    if decoding.do_sample:
-        torch.manual_seed(decoding.seed)
     state = PartialState()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     order += order[-1:] * (-len(order) % state.num_processes)  # with sharded weights all processes generate together
@@ -86,6 +85,8 @@ def generate(
     with hook, Progress(shown, total=len(order)) as progress, torch.inference_mode():
         for start in range(0, len(order), decoding.batch_size):
             rows = order[start : start + decoding.batch_size]
+            if decoding.do_sample:  # its own noise for each batch: of each process, and after a resume
+                torch.manual_seed(random.Random(f"{decoding.seed} {len(prompts)} {rows}").getrandbits(63))
             batch = tokenizer.pad({"input_ids": [prompts[i] for i in rows]}, padding_side="left", return_tensors="pt")
             batch = batch.to(model.device)
             output = model.generate(**batch, generation_config=config)

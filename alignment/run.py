@@ -45,6 +45,7 @@ def launch(main: Callable[[], None]) -> None:
     _use_all_cores()
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # or each CPU process would take itself for the only one
+    together = True  # all processes end here, or one alone, which the others wait for until the launcher ends them
     try:
         main()
     except InputError as error:
@@ -54,20 +55,21 @@ def launch(main: Callable[[], None]) -> None:
         _say_once(f"stopped. {HOW_TO_GO_ON}")
         code = 130
     except torch.OutOfMemoryError as error:
-        _say_once(
-            f"error: out of memory: {error}. Use less: --batch_size when generating; when training "
-            "--per_device_train_batch_size with more --gradient_accumulation_steps, --per_device_eval_batch_size, "
-            f"--gradient_checkpointing true, --load_in_4bit true or a lower --max_length. {HOW_TO_GO_ON}"
+        _tell(
+            f"error: out of memory: {error}. When generating, lower --batch_size. When training, go on with "
+            "--resume_from_checkpoint true and --gradient_checkpointing true or a lower --per_device_eval_batch_size; "
+            "or start anew with a lower --per_device_train_batch_size and more --gradient_accumulation_steps, "
+            "--load_in_4bit true, or a lower --max_length."
         )
-        code = 2
+        code, together = 2, False
     except Exception as error:
         if not any(sign in str(error) for sign in DISK_FULL):
             raise
-        _say_once(f"error: the disk is full: {error}. Free some space. {HOW_TO_GO_ON}")
-        code = 2
+        _tell(f"error: the disk is full: {error}. Free some space. {HOW_TO_GO_ON}")
+        code, together = 2, False
     else:
         code = 0
-    if torch.distributed.is_initialized():
+    if together and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if code:
         sys.exit(code)
@@ -89,9 +91,13 @@ def _use_all_cores() -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+def _tell(message: str) -> None:
+    console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
 def _say_once(message: str) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
-        console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+        _tell(message)
 
 
 def is_main_process() -> bool:

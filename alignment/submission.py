@@ -1,37 +1,51 @@
-"""Summaries by id -> a submission file, `fname,summary`."""
+"""Summaries -> a file, whole or not at all: a submission `fname,summary`, or one summary a line."""
 
 import csv
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from alignment.errors import InputError
 
+Destination = str | Path | IO[str]
 
-def write_submission(
-    ids: list[str], summaries: list[str], path: str | Path | IO[str], allow_empty: bool = False
-) -> None:
-    """Writes the CSV `fname,summary`, a row for each id in the given order; into a file whole or not at all.
+
+def write_submission(ids: list[str], summaries: list[str], destination: Destination, allow_empty: bool = False) -> None:
+    """Writes the CSV `fname,summary`, a row for each id in the given order.
 
     Raises:
-        InputError: the lengths differ, or a summary is empty (which only a submission minds).
+        InputError: The lengths differ, or a summary is empty (which only a submission minds).
     """
     if len(ids) != len(summaries):
         raise InputError(f"{len(ids)} ids but {len(summaries)} summaries; a submission has one summary for each id")
     rows = [(name, one_line(text)) for name, text in zip(ids, summaries, strict=True)]
     if not allow_empty and (empty := [name for name, text in rows if not text]):
         raise InputError(f"{len(empty)} empty summaries, the first for {empty[0]!r}; a submission has none")
-    if not isinstance(path, (str, Path)):
-        csv.writer(path, lineterminator="\n").writerows([("fname", "summary"), *rows])
-        return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write the same file
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with _opened(destination) as file:
         csv.writer(file, lineterminator="\n").writerows([("fname", "summary"), *rows])
-    os.replace(temporary, path)
+
+
+def write_lines(summaries: list[str], destination: Destination) -> None:
+    """Writes one summary a line."""
+    with _opened(destination) as file:
+        file.writelines(f"{one_line(summary)}\n" for summary in summaries)
 
 
 def one_line(text: str) -> str:
     """The text with its lines joined by spaces."""
     return " ".join(filter(None, map(str.strip, text.splitlines())))
+
+
+@contextmanager
+def _opened(destination: Destination) -> Iterator[IO[str]]:
+    if not isinstance(destination, (str, Path)):
+        yield destination
+        return
+    path = Path(destination)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write the same file
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        yield file
+    os.replace(partial, path)

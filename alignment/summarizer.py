@@ -51,7 +51,8 @@ class Summarizer:
         loaded, and how.
         """
         model_args, prompt_args = copy(model_args or ModelArguments()), prompt_args or PromptArguments()
-        manifest = read_manifest(name_or_path) or read_manifest(Path(name_or_path).parent) or {}  # of a checkpoint
+        path = Path(name_or_path)
+        manifest = read_manifest(path.parent if path.name.startswith("checkpoint-") else path) or {}
         trained = manifest.get("settings", {})
         if model_args.load_in_4bit is None and model_args.load_in_8bit is None:
             for name in QUANTISATION:
@@ -63,7 +64,8 @@ class Summarizer:
         model, tokenizer = load_for_use(name_or_path, model_args)
         form = prompt_args.prompt_form or manifest.get("prompt_form", "instruction")
         most = prompt_args.max_new_tokens or trained.get("max_new_tokens") or 128
-        origin = {"model": name_or_path, "data": manifest.get("data"), "settings": trained, "use": asdict(model_args)}
+        weights = [(file.name, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors"))]
+        origin = {"model": name_or_path, "weights": weights, "use": asdict(model_args)}
         return cls(model, tokenizer, form, manifest.get("phase", 1), most, origin)
 
     def journal(self, path: Path, dialogues: list[str], decoding: Decoding | None = None) -> Journal:

@@ -51,7 +51,11 @@ def main(argv: list[str] | None = None) -> None:
     systems = [args.predictions] if args.predictions else args.model or [model_args.model_name_or_path]
     names = [Path(args.predictions).stem] if args.predictions else names_of(systems)
     files = [output / ("predictions.csv" if len(systems) == 1 else f"predictions-{name}.csv") for name in names]
-    if not args.predictions and not args.overwrite_output_dir and (there := [str(f) for f in files if f.exists()]):
+    # Beside a journal lie the predictions of a run that was killed as it wrote them.
+    there = [
+        f for f, name in zip(files, names, strict=True) if f.exists() and not any(output.glob(f"{name}.*.journal"))
+    ]
+    if there and not args.predictions and not args.overwrite_output_dir:
         raise InputError(f"{there[0]} exists. Choose another --output_dir, or --overwrite_output_dir true.")
     records, rejected = data.load_eval(data_args)
     korean = language(records[0].dialogue) == "ko"

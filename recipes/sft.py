@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
     prompt_args.prompt_form = prompt_args.prompt_form or "instruction"
     prompt_args.max_new_tokens = prompt_args.max_new_tokens or 128
+    model_args.load_in_4bit, model_args.load_in_8bit = bool(model_args.load_in_4bit), bool(model_args.load_in_8bit)
     output = Path(args.output_dir)
     run.make_folder(output)
 
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     held_out, more = dialogue.fit_records(held_out, bad_rows=data_args.bad_rows, **fit)
     if shortened := shortened + more:
         run.write_json([asdict(item) for item in shortened], output / "shortened.json")
-        run.say(f"{len(shortened)} dialogues were shortened by whole turns: {output / 'shortened.json'}.")
+        run.say(f"{len(shortened)} dialogues were too long: {output / 'shortened.json'} lists what each lost.")
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
 
     for phase in map(int, args.phases.split(",")):

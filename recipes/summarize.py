@@ -22,7 +22,7 @@ from alignment.arguments import DataArguments, ModelArguments, PromptArguments, 
 from alignment.errors import InputError
 from alignment.formats import is_plain_text, read_text
 from alignment.generation import Decoding
-from alignment.submission import one_line, write_submission
+from alignment.submission import write_lines, write_submission
 from alignment.summarizer import Summarizer
 
 
@@ -74,19 +74,13 @@ def main(argv: list[str] | None = None) -> None:
     description = "Summarising" if len(dialogues) > 1 else None
     with summarizer.journal(output, dialogues, decoding) if args.output != "-" else nullcontext() as journal:
         summaries = summarizer.summarize(dialogues, decoding, description, journal)
-    for i, summary in enumerate(summaries):
-        if not summary:  # a submission with an empty row is refused, a whole night's work with it
-            summaries[i] = dialogues[i].partition("\n")[0]
-            run.say(f"Dialogue {i + 1}: the model wrote nothing; its first turn stands in.")
-    lines = "".join(f"{one_line(summary)}\n" for summary in summaries)
-    if not run.is_main_process():
-        return
-    if is_text and args.output == "-":
-        sys.stdout.write(lines)
-    elif is_text:
-        output.write_text(lines, encoding="utf-8")
-    else:
-        write_submission(ids, summaries, sys.stdout if args.output == "-" else output)
+        for i, summary in enumerate(summaries):
+            if not summary:  # a submission with an empty row is refused, a whole night's work with it
+                summaries[i] = dialogues[i].partition("\n")[0]
+                run.say(f"Dialogue {i + 1}: the model wrote nothing; its first turn stands in.")
+        if run.is_main_process():
+            destination = sys.stdout if args.output == "-" else output
+            write_lines(summaries, destination) if is_text else write_submission(ids, summaries, destination)
     if args.output != "-":
         run.say(f"{len(summaries)} summaries written to {output}.")
 

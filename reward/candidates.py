@@ -1,6 +1,7 @@
 """What gets labelled: samples of a model, the references, and corruptions of them whose fault is known."""
 
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterable
@@ -15,9 +16,9 @@ from alignment.submission import one_line
 from alignment.summarizer import Summarizer
 from reward.morphemes import MASK
 from reward.numerals import numbers
-from reward.quality import swap_speakers
+from reward.quality import role_agreement, swap_speakers
 
-_DIGITS = re.compile(r"\d[\d,]*(?:\.\d+)?")
+_WHOLE_NUMBER = re.compile(r"(?<![\d.:])[1-9][\d,]*(?![\d.:]*\d)")
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+")
 
 
@@ -31,11 +32,11 @@ class Candidate:
 
 
 def swapped_speakers(record: Record, reference: str, rng: random.Random) -> str | None:
-    """The reference with two speakers exchanged, or None where the dialogue has no second one with a tag."""
+    """The reference with two speakers exchanged, or None where that says the same, or there are no two with tags."""
     speakers = list(dict.fromkeys([*MASK.findall(reference), *_speakers(record.dialogue)]))
     tags = [tag for tag in speakers if tag in _speakers(record.dialogue)][:2]
     swapped = swap_speakers(reference, *tags) if len(tags) == 2 else reference
-    return swapped if swapped != reference else None
+    return swapped if swapped != reference and role_agreement(swapped, reference, tags) < 0.5 else None
 
 
 def _speakers(dialogue: str) -> list[str]:
@@ -45,21 +46,24 @@ def _speakers(dialogue: str) -> list[str]:
 def changed_number(record: Record, reference: str, rng: random.Random) -> str | None:
     """The reference with one number in digits changed to one that the dialogue lacks, or None where it has none."""
     bare = MASK.sub(lambda match: " " * len(match.group()), reference)  # the digits of a tag are no number
-    places = list(_DIGITS.finditer(bare))
+    places = list(_WHOLE_NUMBER.finditer(bare))
     if not places:
         return None
     place = rng.choice(places)
-    digits, known = place.group().rstrip(","), numbers(record.dialogue) | numbers(reference)
-    value = int(re.sub(r"\D.*", "", digits.replace(",", "")) or 0)
+    digits = place.group().rstrip(",")
+    value = int(digits.replace(",", ""))
     # Near the true one and as round, so that it is not told by its looks.
-    step = 10 ** (len(str(value)) - len(str(value).rstrip("0"))) if value else 1
-    nearby = [value + sign * factor * step for factor in range(1, 10) for sign in (1, -1)]
-    choices = [other for other in nearby if other > 0 and len(str(other)) == len(str(value)) and other not in known]
-    if not choices:
-        return None
-    other = rng.choice(choices[:6])
-    written = f"{other:,}" if "," in digits else str(other)
-    return reference[: place.start()] + written + reference[place.start() + len(digits) :]
+    step = 10 ** (len(str(value)) - len(str(value).rstrip("0")))
+    others = [value + sign * factor * step for factor in (1, 2, 3, 4, 5) for sign in (1, -1)]
+    rng.shuffle(others)
+    known = numbers(record.dialogue) | numbers(reference)
+    for other in others:
+        written = f"{other:,}" if "," in digits else str(other)
+        changed = reference[: place.start()] + written + reference[place.start() + len(digits) :]
+        # Judged in its place: 30 is new, and 30만 may not be.
+        if other > 0 and len(written) == len(digits) and numbers(changed) - known:
+            return changed
+    return None
 
 
 def cut_short(record: Record, reference: str, rng: random.Random) -> str | None:
@@ -96,7 +100,8 @@ def corruptions(records: list[Record], seed: int = 42) -> list[Candidate]:
         for kind, corrupt in CORRUPTIONS.items():
             if text := corrupt(record, reference, rng):
                 candidates.append(Candidate(record.id, kind, text))
-        others = [other for other in rng.sample(with_reference, min(11, len(with_reference))) if other != record][:10]
+        others = [other for other in with_reference if other.dialogue != record.dialogue]
+        others = rng.sample(others, min(10, len(others)))
         if others:
             nearest = min(others, key=lambda other: abs(len(other.references[0]) - len(reference)))
             candidates.append(Candidate(record.id, "other_dialogue", nearest.references[0]))
@@ -109,21 +114,28 @@ def references(records: list[Record]) -> list[Candidate]:
 
 
 def samples(
-    summarizer: Summarizer, records: list[Record], count: int, decoding: Decoding, journal_path: Path
+    summarizer: Summarizer, records: list[Record], count: int, decoding: Decoding, path: Path
 ) -> list[Candidate]:
-    """`count` samples for each record, in batches shared across dialogues; a killed run goes on from its journal."""
+    """`count` samples for each record, written to a file; a killed run goes on from its journal beside that file.
+
+    Batches are shared across dialogues.
+    """
     dialogues = [record.dialogue for record in records for _ in range(count)]
-    decoding = replace(decoding, do_sample=True)
-    with summarizer.journal(journal_path, dialogues, decoding) as journal:
-        texts = summarizer.summarize(dialogues, decoding, "Sampling", journal)
     ids = [record.id for record in records for _ in range(count)]
-    return [Candidate(name, "sample", one_line(text)) for name, text in zip(ids, texts, strict=True)]
+    decoding = replace(decoding, do_sample=True)
+    with summarizer.journal(path, dialogues, decoding) as journal:
+        texts = summarizer.summarize(dialogues, decoding, "Sampling", journal)
+        candidates = [Candidate(name, "sample", one_line(text)) for name, text in zip(ids, texts, strict=True)]
+        write_candidates(candidates, path)
+    return candidates
 
 
 def write_candidates(candidates: Iterable[Candidate], path: Path) -> None:
-    """Writes one JSON object a line: id, kind, text."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    """Writes one JSON object a line: id, kind, text; the file whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(asdict(candidate), ensure_ascii=False) + "\n" for candidate in candidates)
+    os.replace(partial, path)
 
 
 def read_candidates(path: Path, records: list[Record]) -> list[Candidate]:

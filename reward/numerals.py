@@ -77,18 +77,32 @@ def _values(pieces: list[str]) -> set[float]:
 
 def _english_numbers(text: str) -> set[float]:
     values: set[float] = set()
-    value: float | None = None
-    for word in [*re.findall(r"\d[\d,]*(?:\.\d+)?|[a-z]+", text.lower()), ""]:
-        if word and word[0].isdigit():
-            if value is not None:
-                values.add(value)
-            value = float(word.rstrip(",").replace(",", ""))
-        elif word in _ENGLISH_UNITS:
-            value = (value or 1) * _ENGLISH_UNITS[word]
-        elif word in _ENGLISH_ONES and value is not None and value % 10 == 0 and value >= 20:
-            value += _ENGLISH_ONES[word]
-        else:
-            if value is not None:
-                values.add(value)
-            value = _ENGLISH_ONES.get(word, _ENGLISH_TENS.get(word))
+    run: list[str] = []
+    for word in [*re.findall(r"\d[\d,]*(?:\.\d+)?|[a-z]+|[^\s\w-]", text.lower()), ""]:
+        if run and word == "and" and run[-1] in _ENGLISH_UNITS:  # two hundred and fifty
+            continue
+        if run and not _goes_on(run[-1], word):
+            values.add(_english_value(run))
+            run = []
+        if run or word[:1].isdigit() or word in _ENGLISH_ONES or word in _ENGLISH_TENS:
+            run.append(word)
     return values
+
+
+def _goes_on(last: str, word: str) -> bool:
+    if word in _ENGLISH_ONES:
+        return last in _ENGLISH_UNITS or (last in _ENGLISH_TENS and _ENGLISH_ONES[word] < 10)
+    return word in _ENGLISH_UNITS or (word in _ENGLISH_TENS and last in _ENGLISH_UNITS)
+
+
+def _english_value(run: list[str]) -> float:
+    total = section = 0.0
+    for word in run:
+        if word == "hundred":
+            section *= 100
+        elif word in _ENGLISH_UNITS:
+            total, section = total + section * _ENGLISH_UNITS[word], 0.0
+        else:
+            value = _ENGLISH_ONES.get(word) or _ENGLISH_TENS.get(word)
+            section += value or float(word.rstrip(",").replace(",", ""))
+    return total + section

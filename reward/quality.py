@@ -105,9 +105,12 @@ _PARTICLES = {
 }  # fmt: skip
 _AFTER_VOWEL = {vowel: consonant for consonant, vowel in _PARTICLES.items()}
 _CONSONANT_DIGITS = "013678"  # 영, 일, 삼, 육, 칠, 팔 end in a consonant
-_TAG_AND_PARTICLE = re.compile(
-    rf"({MASK.pattern})({'|'.join(sorted([*_PARTICLES, *_AFTER_VOWEL], key=len, reverse=True))})?(?![가-힣])?", re.ASCII
+# A lone 이 or 가 must not go on: #Person1#이다 is a copula, and right after any tag.
+_AFTER_TAG = "|".join(
+    rf"{particle}(?![가-힣])" if particle in "이가" else particle
+    for particle in sorted([*_PARTICLES, *_AFTER_VOWEL], key=len, reverse=True)
 )
+_TAG_AND_PARTICLE = re.compile(rf"({MASK.pattern})({_AFTER_TAG})?", re.ASCII)
 
 
 def swap_speakers(text: str, one: str, other: str) -> str:
@@ -133,13 +136,16 @@ def _fitting(tag: str, particle: str) -> str:
     return _AFTER_VOWEL.get(particle, particle) if consonant else _PARTICLES.get(particle, particle)
 
 
-def role_agreement(summary: str, reference: str) -> float:
+def role_agreement(summary: str, reference: str, tags: list[str] | None = None) -> float:
     """How much better the summary agrees with the reference on who does what than its speaker swap would.
 
     0 (the roles are the other way round) to 1 (as in the reference); 0.5 where neither can be said, because there are
     not two speaker tags or nothing but tags is in common.
+
+    Args:
+        tags: The two speakers, by default the two that the reference names most.
     """
-    tags = [tag for tag, _ in Counter(MASK.findall(reference)).most_common()][:2]
+    tags = tags or [tag for tag, _ in Counter(MASK.findall(reference)).most_common()][:2]
     if len(tags) < 2:
         return 0.5
     expected = _roles(reference)
@@ -188,17 +194,18 @@ _CONTENT = ("NNG", "NNP", "NR", "VV", "VA", "MAG", "MM", "SL", "SN", "XR")
 
 def _english_roles(text: str) -> Counter:
     pairs: Counter = Counter()
-    subject = ""
-    for unit in re.findall(rf"{MASK.pattern}|[a-z']{{4,}}|[.!?]", text):
-        if MASK.fullmatch(unit):
-            if subject:
-                pairs[subject, f"to {unit}"] += 1
-            else:
-                subject = unit
-        elif len(unit) == 1:
-            subject = ""
-        elif subject:
-            pairs[subject, unit] += 1
+    subjects: list[str] = []
+    joining = False  # the words so far are a subject, to which `and` or a comma may join another
+    for unit in re.findall(rf"{MASK.pattern}|\band\b|[a-z']{{4,}}|[.,!?]", text):
+        if MASK.fullmatch(unit) and (joining or not subjects):
+            subjects, joining = [*subjects, unit], True
+        elif MASK.fullmatch(unit):
+            pairs.update((subject, f"to {unit}") for subject in subjects)
+        elif unit in ".!?":
+            subjects, joining = [], False
+        elif unit not in ("and", ","):
+            joining = False
+            pairs.update((subject, unit) for subject in subjects)
     return pairs
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -260,6 +261,14 @@ def test_a_run_killed_in_its_second_model_keeps_the_first(score, tiny_model, tra
         assert (folder / file.name).read_bytes() == file.read_bytes()
 
 
+def test_texts_of_a_model_that_was_trained_anew_are_not_taken(score, tiny_model, tmp_path, monkeypatch):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    kill_after_two(monkeypatch, lambda: score(model=[model]), tmp_path / "out")
+    os.utime(model / "model.safetensors", (1, 1))
+    rows = predictions_in(score(model=[model]) / "predictions.csv")
+    assert not any("표시" in text for _, text in rows)
+
+
 def test_smaller_batches_go_on_where_larger_ones_ran_out_of_memory(score, tiny_model, tmp_path, monkeypatch):
     kept = kill_after_two(monkeypatch, lambda: score(model=[tiny_model]), tmp_path / "out")
     rows = predictions_in(score(model=[tiny_model], batch_size=1) / "predictions.csv")
@@ -293,7 +302,13 @@ def test_results_are_replaced_where_asked(score, tiny_model):
 
 def test_a_yaml_for_training_serves_here_as_well(score, tiny_model, tmp_path):
     config = tmp_path / "model.yaml"
-    config.write_text(f"model_name_or_path: {tiny_model}\nnum_train_epochs: 3\nprompt_form: chat\n", "utf-8")
+    lines = (
+        f"model_name_or_path: {tiny_model}",
+        "num_train_epochs: 3",
+        "prompt_form: chat",
+        "output_dir: /proc/not/here",
+    )
+    config.write_text("\n".join(lines), "utf-8")
     assert {row["name"] for row in results_in(score(config=config))} == {tiny_model.name}
 
 

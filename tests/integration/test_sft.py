@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from alignment import run
@@ -144,6 +145,23 @@ def test_a_second_call_does_nothing_and_says_so(
     said = capsys.readouterr().err
     assert "Phase 1: already done" in said
     assert "Phase 2: already done" in said
+
+
+def test_saying_no_to_quantisation_is_the_same_as_not_saying_it(finished: Path, sft_flags_for: Flags, capsys):
+    sft.main(sft_flags_for(finished, **LONG, load_in_4bit=False))
+    assert "Phase 2: already done" in capsys.readouterr().err
+
+
+def test_out_of_memory_is_told_with_its_cures(capsys):
+    def main() -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+
+    with pytest.raises(SystemExit) as caught:
+        run.launch(main)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "error: out of memory: tried to allocate 2.00 GiB" in said
+    assert "--gradient_checkpointing true" in said
 
 
 def test_other_settings_are_refused_by_name(finished: Path, sft_flags_for: Flags):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,21 @@ def test_a_killed_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
     assert [row.partition(",")[0] for row in rows] == ["b", "a", "c"]
     assert sum("표시" in row for row in rows) == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["input", "out.csv"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_what_was_written_by_the_model_survives_a_full_disk(run, tmp_path):
+    output = tmp_path / "out.csv"
+    partial = tmp_path / f"out.csv.{os.getpid()}.partial"
+    partial.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        run(FORMATS["csv"], output=output)
+    (journal,) = tmp_path.glob("*.journal")
+    assert len(journal.read_text("utf-8").splitlines()) == 1 + len(ROWS)
+    partial.unlink()
+    run(FORMATS["csv"], output=output)
+    assert len(rows_of(output.read_text("utf-8"))) == 1 + len(ROWS)
+    assert not journal.exists()
 
 
 def test_an_existing_output_is_refused_and_kept(run, tmp_path):

@@ -17,6 +17,7 @@ from reward.candidates import (
     swapped_speakers,
     write_candidates,
 )
+from reward.morphemes import MASK
 from reward.numerals import numbers
 from reward.quality import GATES, role_agreement
 
@@ -40,6 +41,11 @@ def test_a_single_speaker_gives_way_to_the_other_of_the_dialogue():
     assert corrupt(swapped_speakers, "#Person1#은 표를 산다.") == "#Person2#는 표를 산다."
 
 
+@pytest.mark.parametrize("reference", ["#Person1#과 #Person2#는 만나기로 한다.", "#Person1# and #Person2# will meet."])
+def test_an_exchange_that_says_the_same_is_no_corruption(reference):
+    assert corrupt(swapped_speakers, reference) is None
+
+
 def test_without_speaker_tags_nothing_is_swapped():
     assert corrupt(swapped_speakers, "둘은 표를 산다.") is None
     assert swapped_speakers(record("톰은 간다.", "톰: 갈게.\n제인: 그래."), "톰은 간다.", random.Random(0)) is None
@@ -57,8 +63,17 @@ def test_one_number_becomes_another_of_its_looks_that_the_dialogue_lacks(seed):
     assert changed < 10 or changed % 1000 == 0
 
 
-def test_digits_of_a_tag_are_no_number():
-    assert corrupt(changed_number, "#Person1#은 표를 산다.") is None
+@pytest.mark.parametrize("reference", ["#Person1#은 표를 산다.", "둘은 3:00에 3.5킬로를 05번에서 산다."])
+def test_tags_times_and_fractions_are_left_alone(reference):
+    assert corrupt(changed_number, reference) is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_changed_number_is_new_in_its_place(seed):
+    reference = "둘은 20만 원을 낸다."
+    dialogue = "#Person1#: 20만 원이야, 30만 원이야?\n#Person2#: 10만 원 싸게 20만 원."
+    text = changed_number(record(reference, dialogue), reference, random.Random(seed))
+    assert numbers(text) & numbers(dialogue) == set()
 
 
 def test_half_of_the_words_are_cut():
@@ -89,8 +104,11 @@ def test_every_corruption_of_the_shipped_references_is_seen_by_the_signal_that_i
     assert caught("number_change", "unseen_numbers") > 0.95
     assert caught("cut", "is_cut") > 0.8
     assert caught("repetition", "repeated_trigrams") > 0.95
-    swaps = [role_agreement(c.text, records[c.id].references[0]) for c in by_kind["speaker_swap"]]
-    assert sum(agreement <= 0.5 for agreement in swaps) / len(swaps) > 0.95
+    pair = ["#Person1#", "#Person2#"]
+    of_two = [c for c in by_kind["speaker_swap"] if set(MASK.findall(records[c.id].dialogue)) == set(pair)]
+    swaps = [role_agreement(c.text, records[c.id].references[0], pair) for c in of_two]
+    assert all(agreement < 0.5 for agreement in swaps)
+    assert len(swaps) > len(embedded) / 2
 
 
 def test_no_corruption_leaves_the_reference_as_it_is(embedded):
@@ -110,6 +128,16 @@ def test_another_dialogues_reference_has_about_the_length(embedded):
     pairs = [(by_id[c.id], len(c.text)) for c in corruptions(embedded) if c.kind == "other_dialogue"]
     assert len(pairs) == len(embedded)
     assert sum(abs(one - other) / one for one, other in pairs) / len(pairs) < 0.15
+
+
+def test_a_second_reference_of_the_same_dialogue_is_none_of_another():
+    twice = [
+        record("둘은 만난다.", name="a"),
+        record("둘은 본다.", name="b"),
+        record("표가 없다.", "#Person1#: 응.", "c"),
+    ]
+    others = {c.id: c.text for c in corruptions(twice) if c.kind == "other_dialogue"}
+    assert others["a"] == others["b"] == "표가 없다."
 
 
 def test_one_record_has_no_other_dialogue():

@@ -271,6 +271,15 @@ def test_rows_without_ids_are_numbered_as_messages_number_them(write, content, c
     assert "no fname or id, so the rows are numbered from 1" in capsys.readouterr().err
 
 
+def test_rows_without_ids_are_numbered_whatever_the_number_of_summaries(write):
+    records, _ = load_records(write([{"dialogue": "네.", "summary1": "답", "summary2": "대답", "topic1": "말"}]))
+    assert (records[0].id, records[0].references) == ("1", ("답", "대답"))
+
+
+def test_a_mapped_id_column_that_is_missing_is_not_made_up(write):
+    assert "no column or key no" in fault_of(write([{"dialogue": "네."}]), columns={"id": "no"})
+
+
 def test_rows_are_not_numbered_where_a_column_of_another_name_may_hold_their_ids(write):
     fault = fault_of(write([{"ID": "a", "dialogue": "네."}]))
     assert "no column or key fname or id; there are ID, dialogue; say with columns" in fault

@@ -134,6 +134,15 @@ def test_sampling_repeats_with_the_seed_and_only_with_it(texts_of):
     assert sampled(0) != sampled(1)
 
 
+def test_the_same_prompt_gets_another_sample_in_every_batch(model, prompts, tiny_tokenizer):
+    decoding = Decoding(do_sample=True, batch_size=1)
+    texts = generate(
+        model, tiny_tokenizer, [prompts[0]] * 8, end_token_id=tiny_tokenizer.eos_token_id, max_new_tokens=6,
+        decoding=decoding,
+    )  # fmt: skip
+    assert len(set(texts)) == 8
+
+
 def test_a_temperature_near_zero_is_greedy_and_a_high_one_is_not(texts_of):
     torch.manual_seed(0)
     assert texts_of(do_sample=True, temperature=1e-4) == texts_of()

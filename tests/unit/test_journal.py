@@ -77,6 +77,6 @@ def test_texts_of_another_journal_in_the_folder_are_not_taken(tmp_path):
 def test_texts_of_every_process_are_taken_and_their_files_deleted(tmp_path):
     file = leave_behind(tmp_path / "model", {0: "하나"})
     of_another = file.with_name("model.1.journal")
-    of_another.write_text(file.read_text("utf-8").replace('[0, "하나"]', '[1, "둘"]'), "utf-8")
+    of_another.write_text(file.read_text("utf-8").replace('[0, "하나",', '[1, "둘",'), "utf-8")
     assert done(tmp_path / "model") == {0: "하나", 1: "둘"}
     assert list(tmp_path.iterdir()) == []

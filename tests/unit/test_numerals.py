@@ -26,7 +26,10 @@ from reward.numerals import numbers
         ("올해만 쉰다. 만 원만 냈다.", {10_000}),
         ("#Person1#은 #Person2#와 논다.", set()),
         ("Meet at three, twenty-five people, 1,200 dollars", {3, 25, 1200}),
-        ("two hundred and fifty", {200, 50}),
+        ("two hundred and fifty", {250}),
+        ("one thousand two hundred", {1200}),
+        ("twenty thousand five hundred and thirty-one", {20_531}),
+        ("It costs $30. Two friends pay 5 million, one or two more", {30, 2, 5_000_000, 1}),
         ("someone is often tense", set()),
     ],
 )

@@ -87,6 +87,8 @@ def test_length_ratio_and_copy_rate():
         ("#Person1#으로 #Person3#은", "#Person2#로 #Person3#은"),
         ("#Person1# helps #Person2#.", "#Person2# helps #Person1#."),
         ("#Person1#이라고", "#Person2#라고"),
+        ("#Person1#이다, #Person2#가", "#Person2#이다, #Person1#이"),
+        ("#Person1#과의 약속", "#Person2#와의 약속"),
         ("#Person2#의 집", "#Person1#의 집"),
     ],
 )
@@ -118,6 +120,8 @@ def test_roles_of_english():
     reference = "#Person1# asks #Person2# about hotels. #Person2# recommends the station."
     assert role_agreement("#Person1# wants hotels and #Person2# helps.", reference) > 0.5
     assert role_agreement("#Person2# asks #Person1# about hotels.", reference) < 0.5
+    together = "#Person1# and #Person2# discuss hotels."
+    assert role_agreement(swap_speakers(together, "#Person1#", "#Person2#"), together) == 0.5
 
 
 @pytest.mark.parametrize("summary", ["둘은 만난다.", "", "#Person1#과 #Person2#는 권한다."])
