@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 SEED = 42
-BATCH, ACCUMULATION = 2, 2
+BATCH, ACCUMULATION = 4, 1
 
 
 def train(kind, examples, steps, dtype, my_turn, other_turn, results):
