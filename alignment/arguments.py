@@ -14,16 +14,18 @@ from types import NoneType
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from alignment.errors import InputError
 
-# Fields of TRL's `SFTConfig` for work that it does not do here: the examples come ready to its trainer.
-WITHOUT_EFFECT = (
+# Fields of TRL's configs for work that its trainers do not do here: the examples come ready to them.
+WITHOUT_EFFECT = {
     "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_num_proc", "dataset_text_field",
     "eos_token", "eval_packing", "model_init_kwargs", "packing", "pad_token", "padding_free",
     "shuffle_dataset", "truncation_mode",
-)  # fmt: skip
+}  # fmt: skip
+STAGES = ("sample", "label", "pair", "train", "report")
+SECTIONS = ("reward",)  # parts of a YAML that are one recipe's own
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 
 
@@ -124,11 +126,53 @@ class ModelArguments(ModelConfig):
 
 
 @dataclass
-class SFTArguments(SFTConfig):
+class TrainerArguments:
+    """What every trainer here shares: our defaults for fields of `TrainingArguments`, and a few of our own."""
+
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an existing output and start again."})
+    early_stopping_patience: int = field(default=3, metadata={"help": "Evaluations without progress before a stop."})
+
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Dialogues a device and micro-batch."})
+    gradient_accumulation_steps: int = field(default=4, metadata={"help": "Micro-batches an update."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
+    train_sampling_strategy: str = field(
+        default="batch_rebalance",
+        metadata={"help": "Order of the data; batch_rebalance sorts each update's dialogues by length: less padding."},
+    )
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to save."})
+    eval_steps: float | None = field(default=0.1, metadata={"help": "Steps between evaluations; below 1, a share."})
+    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints; below 1, a share."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    logging_steps: float = field(default=1, metadata={"help": "Steps between two log lines."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
+    project: str = field(default="yoyak", metadata={"help": "The project that --report_to files runs under."})
+    report_to: list[str] = field(default_factory=list, metadata={"help": "trackio, tensorboard or wandb."})
+    bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16 (for float32 weights)."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    disable_tqdm: bool | None = field(default=True, metadata={"help": "The recipes show their own progress."})
+    include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Which tokens to count."})
+
+    def __post_init__(self) -> None:
+        theirs: Any = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("trl."))
+        for name in WITHOUT_EFFECT & _fields(theirs):
+            if getattr(self, name) != theirs.__dataclass_fields__[name].default:
+                raise InputError(f"--{name}: has no effect here, where data, prompts and loss are ours. Leave it out.")
+        if self.trust_remote_code:  # type: ignore[attr-defined]
+            raise InputError("--trust_remote_code: no code out of a model folder is run here. Leave it out.")
+        super().__post_init__()  # type: ignore[misc]  # TRL's
+        for name in self.report_to:
+            if find_spec(name) is None:
+                raise InputError(f"--report_to {name}: not installed. Install it with `pip install {name}`.")
+
+
+@dataclass
+class SFTArguments(TrainerArguments, SFTConfig):
     """TRL's `SFTConfig` with our defaults, the two phases, and held-out ROUGE."""
 
     output_dir: str | None = field(default="runs/sft", metadata={"help": "Where phase1/ and phase2/ are written."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an existing output and start again."})
     phases: str = field(default="1,2", metadata={"help": "1, 2 or 1,2; phase 2 starts from phase 1's adapter."})
     phase2_epochs: float = field(default=2.0, metadata={"help": "Epochs of phase 2 (num_train_epochs is phase 1's)."})
     phase2_learning_rate: float | None = field(
@@ -140,47 +184,58 @@ class SFTArguments(SFTConfig):
     )
     rouge_profile: str = field(default="strict", metadata={"help": "Profile of the held-out ROUGE while training."})
     rouge_eval_rows: int = field(default=64, metadata={"help": "Rows to summarise at each evaluation; 0 for none."})
-    early_stopping_patience: int = field(default=3, metadata={"help": "Evaluations without progress before a stop."})
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Epochs of phase 1."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Dialogues a device and micro-batch."})
-    gradient_accumulation_steps: int = field(default=4, metadata={"help": "Micro-batches an update."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
     max_length: int | None = field(default=1024, metadata={"help": "Prompt and summary, in tokens, at most."})
-    train_sampling_strategy: str = field(
-        default="batch_rebalance",
-        metadata={"help": "Order of the data; batch_rebalance sorts each update's dialogues by length: less padding."},
-    )
-    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate."})
-    save_strategy: str = field(default="steps", metadata={"help": "When to save."})
-    eval_steps: float | None = field(default=0.1, metadata={"help": "Steps between evaluations; below 1, a share."})
-    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints; below 1, a share."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "eval_loss or eval_rouge."})
-    logging_steps: float = field(default=1, metadata={"help": "Steps between two log lines."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
-    project: str = field(default="yoyak", metadata={"help": "The project that --report_to files runs under."})
-    report_to: list[str] = field(default_factory=list, metadata={"help": "trackio, tensorboard or wandb."})
-    bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16 (for float32 weights)."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    disable_tqdm: bool | None = field(default=True, metadata={"help": "The recipes show their own progress."})
-    include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Which tokens to count."})
 
     def __post_init__(self) -> None:
-        for name in WITHOUT_EFFECT:
-            if getattr(self, name) != SFTConfig.__dataclass_fields__[name].default:
-                raise InputError(f"--{name}: has no effect here, where data, prompts and loss are ours. Leave it out.")
-        if self.trust_remote_code:
-            raise InputError("--trust_remote_code: no code out of a model folder is run here. Leave it out.")
         if self.metric_for_best_model == "eval_rouge" and self.rouge_eval_rows < 1:
             raise InputError("--metric_for_best_model eval_rouge: needs --rouge_eval_rows of 1 or more.")
         super().__post_init__()
-        for name in self.report_to:
-            if find_spec(name) is None:
-                raise InputError(f"--report_to {name}: not installed. Install it with `pip install {name}`.")
+
+
+@dataclass
+class RewardArguments(TrainerArguments, RewardConfig):
+    """TRL's `RewardConfig` with our defaults, the model to start from, and how far to go."""
+
+    sft_model: str = field(
+        default="runs/sft/phase2",
+        metadata={"help": "What phase 2 (or 1) left: it writes the samples, and the reward model grows from it."},
+    )
+    output_dir: str | None = field(default="runs/reward", metadata={"help": "Where data, model and report go."})
+    stage: str = field(default="report", metadata={"help": "The last one to do: sample, label, pair, train or report."})
+    samples: int = field(default=4, metadata={"help": "Summaries to sample for each dialogue; 0 for none."})
+    temperatures: list[float] = field(
+        default_factory=lambda: [0.7, 1.0], metadata={"help": "Temperatures of the samples, taken in turn."}
+    )
+    sample_batch_size: int = field(default=32, metadata={"help": "Summaries to sample at a time."})
+    candidates: str | None = field(
+        default=None, metadata={"help": "More candidates: a file of id and text (JSON lines, JSON or CSV)."}
+    )
+    ratings: str | None = field(
+        default=None, metadata={"help": "Human ratings: a CSV of id,candidate,rating or of id,chosen,rejected."}
+    )
+    min_accuracy: float = field(
+        default=0.65, metadata={"help": "Held-out accuracy below which the model is marked unfit for PPO."}
+    )
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs."})
+    max_length: int | None = field(default=1024, metadata={"help": "Prompt and summary, in tokens, at most."})
+    metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "eval_loss or eval_accuracy."})
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise InputError(f"--stage {self.stage}: expected one of {', '.join(STAGES)}.")
+        if self.samples < 0:
+            raise InputError(f"--samples {self.samples}: expected 0 or more.")
+        if not self.temperatures or not all(0 < temperature <= 5 for temperature in self.temperatures):
+            raise InputError(f"--temperatures {self.temperatures}: expected numbers above 0, such as 0.7 1.0.")
+        if not 0 <= self.min_accuracy <= 1:
+            raise InputError(f"--min_accuracy {self.min_accuracy}: expected a share from 0 to 1.")
+        super().__post_init__()
 
 
 class _Parser(TrlParser):
@@ -243,6 +298,7 @@ def parse(
     argv: list[str] | None = None,
     default_config: Path | None = None,
     passed_over: tuple[Any, ...] = (),
+    section: str | None = None,
 ) -> tuple:
     """Parses `--config FILE` and flags into the dataclasses, with default < YAML < command line.
 
@@ -250,6 +306,8 @@ def parse(
         classes: One dataclass for each value returned.
         passed_over: Their fields in the YAML are not read here, `output_dir` included, except those of a class that is
             asked for itself: one file serves the recipes that train and those that use a model.
+        section: The recipe's own part of the YAML, where its settings stand; those above it are for fine-tuning, and
+            `SFTArguments` are passed over.
         argv: The command line without the program, by default `sys.argv[1:]`.
         default_config: Read when neither `--config` nor `--model_name_or_path` is given.
 
@@ -266,12 +324,18 @@ def parse(
         if hints.get(action.dest) == bool | None and action.nargs is None:
             action.nargs, action.const = "?", True  # --flag alone means true, as for every other boolean
 
+    passed_over = (*passed_over, SFTArguments) if section else passed_over
+    content = _read_yaml(config) if config is not None else {}
+    sections = {name: content.pop(name) or {} for name in SECTIONS if name in content}
+    for name, own in sections.items():
+        if not isinstance(own, dict):
+            raise InputError(f"{config}: {name}: expected indented lines of `key: value` under it, found {own!r:.50}.")
+    own = sections.get(section or "", {})
+
     from_yaml: list[str] = []
     read = {name for cls in classes if any(issubclass(other, cls) for other in passed_over) for name in _fields(cls)}
     others = {name for cls in passed_over for name in _fields(cls)} - read
-    for key, value in _read_yaml(config).items() if config is not None else ():
-        if key in others:
-            continue
+    for key, value in [*((key, value) for key, value in content.items() if key not in others), *own.items()]:
         if key not in known:
             raise InputError(f"{config}: unknown key `{key}`.{_nearest(str(key), known)}")
         if value is None and key not in nullable:

@@ -183,12 +183,15 @@ def load_eval(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
     )
 
 
-def write_rejected(rejected: Iterable[Rejected], path: str | Path) -> None:
-    """Writes one JSON object a line: path, row, fault, content."""
+def write_rejected(rejected: list[Rejected], path: str | Path) -> None:
+    """Writes the rows left out, if any, one JSON object a line: path, row, fault, content; and says so."""
+    if not rejected:
+        return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # backslashreplace: a lone surrogate is a fault that lands here, and its escape is valid JSON
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
+    say(f"{len(rejected)} bad rows were left out: {path}.")
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""A file of dialogues -> its rows: JSON, JSON lines or CSV, told apart by content, with faults told by line."""
+"""A file -> its rows: JSON, JSON lines or CSV, told apart by content, with faults told by line; and rows -> a file."""
 
 import contextlib
 import csv
 import io
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -53,6 +54,14 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
     first_line = read_text(path).lstrip().partition("\n")[0]
     is_header = ("," in first_line and ":" not in first_line.partition(",")[0]) or first_line.strip(' "') in columns
     return not _JSON.match(first_line) and not is_header
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Writes one JSON object a line, the file whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(partial, path)
 
 
 def file_rows(path: Path) -> list[Any]:

@@ -2,17 +2,19 @@
 
 import json
 import textwrap
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -24,6 +26,8 @@ from alignment.arguments import ModelArguments
 from alignment.errors import InputError
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
+# What a model is loaded with as it was trained, unless the user says otherwise.
+QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
 
 
 def resolve(name_or_path: str) -> str:
@@ -103,8 +107,11 @@ def context_tokens(name_or_path: str, revision: str = "main") -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def load_base(config: ModelArguments) -> PreTrainedModel:
+def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedModel:
     """The base model in its type and quantisation, on this process's device.
+
+    Args:
+        scalar_head: With a head `score` that gives one number for a text, instead of the vocabulary head.
 
     Raises:
         InputError: No such model, an adapter instead of one, or full training of quantised weights was asked for.
@@ -118,14 +125,16 @@ def load_base(config: ModelArguments) -> PreTrainedModel:
     name = resolve(config.model_name_or_path)
     if (base := base_of(name)) is not None:
         raise InputError(f"{name}: an adapter for {base}, where a whole model is expected. Name {base} instead.")
+    auto_class = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        return auto_class.from_pretrained(
             name,
             revision=config.model_revision,
             dtype=dtype,
             attn_implementation=config.attn_implementation,
             quantization_config=quantization_config,
             device_map=device_map,
+            **({"num_labels": 1} if scalar_head else {}),
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(config.model_name_or_path, error) from error
@@ -182,7 +191,12 @@ def add_adapter(base: PreTrainedModel, folder: str | Path, trainable: bool = Fal
         InputError: The adapter was made for a base of another shape.
     """
     try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable, autocast_adapter_dtype=False)
+        config = PeftConfig.from_pretrained(str(folder))
+        if not base.can_generate():
+            config.task_type = None  # or PEFT would look for `generate`, or hide the head among the adapters
+        model = PeftModel.from_pretrained(
+            base, str(folder), config=config, is_trainable=trainable, autocast_adapter_dtype=False
+        )
         # PEFT passes over tensors that have no place in the base.
         if superfluous := load_peft_weights(str(folder), device="cpu").keys() - get_peft_model_state_dict(model).keys():
             raise ValueError(f"the base has no place for {len(superfluous)} tensors such as {min(superfluous)}")
@@ -210,14 +224,7 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
     if not config.use_peft:
         return load_base(replace(config, model_name_or_path=str(start_from)) if start_from else config)
     if start_from is not None:
-        made_for = base_of(start_from)
-        if made_for is None:
-            raise InputError(f"{start_from}: a whole model, where an adapter is expected. Go on with --use_peft false.")
-        if made_for != _canonical(config.model_name_or_path):
-            raise InputError(
-                f"{start_from}: its adapter was trained on {made_for}, not on {config.model_name_or_path}. "
-                f"Go on with --model_name_or_path {made_for}."
-            )
+        check_adapter(start_from, config.model_name_or_path)
     base = load_base(config)
     if start_from is not None:
         return add_adapter(base, start_from, trainable=True)
@@ -227,6 +234,39 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
         raise InputError(
             f"--lora_target_modules {config.lora_target_modules}: {error} Leave it out for all linear layers."
         ) from error
+
+
+def check_adapter(folder: str | Path, base: str) -> None:
+    """Holds that a folder has an adapter for a base.
+
+    Raises:
+        InputError: There is no such folder, a whole model in it, or an adapter for another base.
+    """
+    made_for = base_of(resolve(str(folder)))
+    if made_for is None:
+        raise InputError(f"{folder}: a whole model, where an adapter is expected. Go on with --use_peft false.")
+    if made_for != _canonical(base):
+        raise InputError(
+            f"{folder}: its adapter is for {made_for}, not for {base}. Go on with --model_name_or_path {made_for}."
+        )
+
+
+def weights_of(folder: str | Path) -> list[tuple[str, int]]:
+    """Name and time of each file of weights in a folder: whether they are still the same ones."""
+    return [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(folder).glob("*.safetensors"))]
+
+
+def as_trained(config: ModelArguments, settings: dict[str, Any]) -> ModelArguments:
+    """The arguments, with what they leave open as a model was trained, which the settings in its manifest say."""
+    config = copy(config)
+    if config.load_in_4bit is None and config.load_in_8bit is None:
+        for name in QUANTISATION:
+            setattr(config, name, settings.get(name, getattr(config, name)))
+    config.dtype = config.dtype or settings.get("dtype")
+    config.attn_implementation = config.attn_implementation or settings.get("attn_implementation")
+    if config.model_revision == "main":
+        config.model_revision = settings.get("model_revision", "main")
+    return config
 
 
 def load_for_use(name_or_path: str, config: ModelArguments) -> tuple[PreTrainedModel, Tokenizer]:

@@ -98,7 +98,7 @@ class TrainingProgress(TrainerCallback):
         """Moves the bar, and prints held-out figures."""
         if not state.is_world_process_zero or not hasattr(self, "_bar"):
             return
-        held_out = {k.removeprefix("eval_"): v for k, v in logs.items() if k in ("eval_loss", "eval_rouge")}
+        held_out = {name: logs[f"eval_{name}"] for name in ("loss", "rouge", "accuracy") if f"eval_{name}" in logs}
         if held_out:
             figures = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
             self._bar.console.print(f"{self.description} step {state.global_step}: held-out {figures}")

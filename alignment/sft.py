@@ -6,37 +6,22 @@ over batches, so that it does not change with their size or the number of proces
 summaries and scores them.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import (
-    EarlyStoppingCallback,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_pt_utils import BatchRebalanceSampler
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from alignment.arguments import SFTArguments
-from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.head import loss_in_head
-from alignment.progress import TrainingProgress
+from alignment.training import AdapterCheckpoints, add_callbacks
 
 
 @dataclass
@@ -50,7 +35,7 @@ class HeldOut:
     max_new_tokens: int
 
 
-class DialogueSFTTrainer(SFTTrainer):
+class DialogueSFTTrainer(AdapterCheckpoints, SFTTrainer):
     """TRL's `SFTTrainer` on examples of `input_ids` and `labels`, with the head at supervised positions only.
 
     Args:
@@ -112,68 +97,10 @@ class DialogueSFTTrainer(SFTTrainer):
             output.metrics["eval_rouge"] = self.held_out.score(texts, self.held_out.references)
         return output
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves adapter and tokenizer, without the pickle of all settings: nothing reads it, the manifest has them."""
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with self._adapters_keep_their_type():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        with self._adapters_keep_their_type():
-            super()._load_best_model()
-
-    @contextmanager
-    def _adapters_keep_their_type(self) -> Iterator[None]:
-        """PEFT 0.21 loads 16-bit adapters as float32 for the trainer, and a resumed run would be another one."""
-        types = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
-        yield
-        for name, parameter in self.model.named_parameters():
-            parameter.data = parameter.data.to(types[name])
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, BatchRebalanceSampler):  # which transformers 5.23 leaves at seed 42
-            sampler.seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return sampler
-
 
 def mean_over_tokens(rows: EvalPrediction) -> dict[str, float]:
     """The mean held-out loss a token, from each row's summed loss and number of supervised tokens."""
     return {"loss": float(np.sum(rows.predictions) / np.sum(rows.label_ids))}
-
-
-class StopWhenNotFinite(TrainerCallback):
-    """Ends a run whose loss is no number any more, which no further step would mend."""
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Looks at the loss of the last steps."""
-        loss = kwargs["logs"].get("loss", 0.0)
-        if not np.isfinite(loss):
-            raise InputError(
-                f"The loss is {loss} at step {state.global_step}. Lower --learning_rate, or train in another --dtype; "
-                "checkpoints from before are kept."
-            )
-
-
-class SamplerEpoch(TrainerCallback):
-    """Tells the sampler of the training data its epoch, and with it its order.
-
-    transformers 5.23 does so itself, but for a run on several processes that is resumed within an epoch: there it sees
-    only the outer one of two wrappers around the sampler, and would train on the first epoch's order again.
-    """
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The state has the epoch of the checkpoint by now."""
-        sampler = kwargs["train_dataloader"].batch_sampler
-        sampler = getattr(sampler, "batch_sampler", sampler)
-        if isinstance(sampler, BatchRebalanceSampler):
-            sampler.set_epoch(int(state.epoch or 0))
 
 
 def make_trainer(
@@ -187,17 +114,13 @@ def make_trainer(
 ) -> DialogueSFTTrainer:
     """A trainer on examples that are tokenised and fitted already, with progress, early stopping and held-out ROUGE."""
     args.dataset_kwargs = {"skip_prepare_dataset": True}
-    args.restore_callback_states_from_checkpoint = True  # how long early stopping has waited
     trainer = DialogueSFTTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(train_examples),
         eval_dataset=Dataset.from_list(eval_examples),
         processing_class=tokenizer,
-        callbacks=[TrainingProgress(description), SamplerEpoch(), StopWhenNotFinite()],
         held_out=held_out if held_out.prompts else None,
     )
-    if args.load_best_model_at_end:
-        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-    trainer.remove_callback(PrinterCallback)
+    add_callbacks(trainer, description, args.early_stopping_patience)
     return trainer

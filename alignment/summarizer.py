@@ -1,7 +1,6 @@
 """A trained model in use: dialogues in, summaries out, with the prompt that it was trained with."""
 
 import hashlib
-from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,8 @@ from alignment.arguments import ModelArguments, PromptArguments
 from alignment.data import Record
 from alignment.generation import Decoding, generate
 from alignment.journal import Journal
-from alignment.models import load_for_use
+from alignment.models import as_trained, load_for_use, weights_of
 from alignment.run import read_manifest, say
-
-# What a model is loaded with as it was trained, unless the user says otherwise.
-QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
 
 
 class Summarizer:
@@ -50,22 +46,15 @@ class Summarizer:
         That is quantisation, type, revision, prompt form and length of a summary. The result's `origin` says what was
         loaded, and how.
         """
-        model_args, prompt_args = copy(model_args or ModelArguments()), prompt_args or PromptArguments()
+        prompt_args = prompt_args or PromptArguments()
         path = Path(name_or_path)
         manifest = read_manifest(path.parent if path.name.startswith("checkpoint-") else path) or {}
         trained = manifest.get("settings", {})
-        if model_args.load_in_4bit is None and model_args.load_in_8bit is None:
-            for name in QUANTISATION:
-                setattr(model_args, name, trained.get(name, getattr(model_args, name)))
-        model_args.dtype = model_args.dtype or trained.get("dtype")
-        model_args.attn_implementation = model_args.attn_implementation or trained.get("attn_implementation")
-        if model_args.model_revision == "main":
-            model_args.model_revision = trained.get("model_revision", "main")
+        model_args = as_trained(model_args or ModelArguments(), trained)
         model, tokenizer = load_for_use(name_or_path, model_args)
         form = prompt_args.prompt_form or manifest.get("prompt_form", "instruction")
         most = prompt_args.max_new_tokens or trained.get("max_new_tokens") or 128
-        weights = [(file.name, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors"))]
-        origin = {"model": name_or_path, "weights": weights, "use": asdict(model_args)}
+        origin = {"model": name_or_path, "weights": weights_of(path), "use": asdict(model_args)}
         return cls(model, tokenizer, form, manifest.get("phase", 1), most, origin)
 
     def journal(self, path: Path, dialogues: list[str], decoding: Decoding | None = None) -> Journal:

@@ -64,9 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         if profile not in PROFILES:
             raise InputError(f"--profiles {profile}: expected some of {', '.join(PROFILES)}.")
     run.make_folder(output)
-    if rejected:
-        data.write_rejected(rejected, output / "rejected.jsonl")
-        run.say(f"{len(rejected)} bad rows were left out: {output / 'rejected.jsonl'}.")
+    data.write_rejected(rejected, output / "rejected.jsonl")
 
     texts, ids = [record.dialogue for record in records], [record.id for record in records]
     references = [list(record.references) for record in records]

@@ -47,9 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.max_length or (context and args.max_length > context):
         raise InputError(f"--max_length {args.max_length}: expected at most {context}, the model's context in tokens.")
     (train, held_out), rejected = data.load_train_and_eval(data_args)
-    if rejected:
-        data.write_rejected(rejected, output / "rejected.jsonl")
-        run.say(f"{len(rejected)} bad rows were left out: {output / 'rejected.jsonl'}.")
+    data.write_rejected(rejected, output / "rejected.jsonl")
     fit = {"form": prompt_args.prompt_form, "tokenizer": tokenizer, "max_tokens": args.max_length}
     train, shortened = dialogue.fit_records(train, bad_rows=data_args.bad_rows, **fit)
     held_out, more = dialogue.fit_records(held_out, bad_rows=data_args.bad_rows, **fit)

@@ -63,9 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         else:
             options = {"bad_rows": row_args.bad_rows, "columns": row_args.columns}
             records, rejected = data.load_records(args.input if args.input != "-" else source, split="eval", **options)
-            if rejected and args.output != "-":
+            if args.output != "-":
                 data.write_rejected(rejected, f"{output}.rejected.jsonl")
-                run.say(f"{len(rejected)} bad rows have no summary: {output}.rejected.jsonl.")
             elif rejected:
                 run.say(f"{len(rejected)} bad rows have no summary.")
             dialogues, ids = [record.dialogue for record in records], [record.id for record in records]

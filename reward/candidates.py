@@ -1,16 +1,17 @@
 """What gets labelled: samples of a model, the references, and corruptions of them whose fault is known."""
 
 import json
-import os
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from alignment.data import Record
+from alignment.data import Record, fingerprint
 from alignment.errors import InputError
-from alignment.formats import file_rows
+from alignment.formats import file_rows, write_rows
 from alignment.generation import Decoding
 from alignment.submission import one_line
 from alignment.summarizer import Summarizer
@@ -87,6 +88,9 @@ CORRUPTIONS: dict[str, Callable[[Record, str, random.Random], str | None]] = {
 }
 
 
+CORRUPTED = (*CORRUPTIONS, "other_dialogue")  # the kinds whose fault is known
+
+
 def corruptions(records: list[Record], seed: int = 42) -> list[Candidate]:
     """Each record's reference made worse in every way that applies to it, and another dialogue's reference.
 
@@ -113,29 +117,65 @@ def references(records: list[Record]) -> list[Candidate]:
     return [Candidate(record.id, "reference", text) for record in records for text in record.references]
 
 
+def without_model(records: list[Record], given: list[Candidate], seed: int) -> list[Candidate]:
+    """All candidates of these records that need no model: references, corruptions, and those given for them."""
+    ids = {record.id for record in records}
+    return references(records) + corruptions(records, seed) + [one for one in given if one.id in ids]
+
+
 def samples(
-    summarizer: Summarizer, records: list[Record], count: int, decoding: Decoding, path: Path
+    load: Callable[[], Summarizer],
+    records: list[Record],
+    count: int,
+    temperatures: list[float],
+    decoding: Decoding,
+    path: Path,
+    facts: dict[str, Any],
 ) -> list[Candidate]:
-    """`count` samples for each record, written to a file; a killed run goes on from its journal beside that file.
+    """`count` samples for each record, written to a file; a killed run goes on from its journals beside that file.
 
-    Batches are shared across dialogues.
+    Batches are shared across dialogues, and the temperatures across the samples of each, in turn. Where the file is
+    there already, it is read, and no model is loaded.
+
+    Args:
+        facts: What the samples depend on, kept beside the file.
+
+    Raises:
+        InputError: The file is there and holds samples of another model, or of other dialogues.
     """
-    dialogues = [record.dialogue for record in records for _ in range(count)]
-    ids = [record.id for record in records for _ in range(count)]
-    decoding = replace(decoding, do_sample=True)
-    with summarizer.journal(path, dialogues, decoding) as journal:
-        texts = summarizer.summarize(dialogues, decoding, "Sampling", journal)
-        candidates = [Candidate(name, "sample", one_line(text)) for name, text in zip(ids, texts, strict=True)]
-        write_candidates(candidates, path)
+    facts = facts | {
+        "count": count,
+        "temperatures": temperatures,
+        "seed": decoding.seed,
+        "dialogues": fingerprint(records),
+    }
+    kept = path.with_suffix(".facts.json")
+    if path.exists() and kept.exists():
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        if changed := [name for name in facts if before.get(name) != json.loads(json.dumps(facts[name]))]:
+            raise InputError(
+                f"{path}: holds samples made otherwise ({', '.join(changed)}). Choose another --output_dir, or delete "
+                "that file."
+            )
+        return read_candidates(path, records)
+    summarizer = load()
+    by_temperature: dict[float, list[Record]] = {}
+    for number in range(count):
+        by_temperature.setdefault(temperatures[number % len(temperatures)], []).extend(records)
+    candidates = []
+    with ExitStack() as journals:  # which stay until all is written
+        for temperature, part in by_temperature.items():
+            own = replace(decoding, do_sample=True, temperature=temperature)
+            dialogues = [record.dialogue for record in part]
+            place = path.with_name(f"{path.stem}-at-{temperature}")
+            journal = journals.enter_context(summarizer.journal(place, dialogues, own))
+            texts = summarizer.summarize(dialogues, own, f"Sampling at temperature {temperature}", journal)
+            candidates += [
+                Candidate(record.id, "sample", one_line(text)) for record, text in zip(part, texts, strict=True)
+            ]
+        write_rows([facts], kept)
+        write_rows(map(asdict, candidates), path)
     return candidates
-
-
-def write_candidates(candidates: Iterable[Candidate], path: Path) -> None:
-    """Writes one JSON object a line: id, kind, text; the file whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(asdict(candidate), ensure_ascii=False) + "\n" for candidate in candidates)
-    os.replace(partial, path)
 
 
 def read_candidates(path: Path, records: list[Record]) -> list[Candidate]:

@@ -239,7 +239,7 @@ def test_phase_2_on_another_base_of_the_same_shape_is_refused_with_both_names(tm
     LlamaForCausalLM.from_pretrained(tiny_model).save_pretrained(twin)
     with pytest.raises(InputError) as error:
         models.load_for_training(arguments(twin), start_from=adapter)
-    assert f"was trained on {tiny_model}, not on {twin}" in str(error.value)
+    assert f"is for {tiny_model}, not for {twin}" in str(error.value)
 
 
 def test_an_adapter_in_place_of_a_model_is_refused_with_its_base(tiny_model, adapter):

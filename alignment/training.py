@@ -1,0 +1,100 @@
+"""What every trainer here shares: checkpoints that resume exactly, progress, and an end when nothing can be learnt."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+from alignment.errors import InputError
+from alignment.progress import TrainingProgress
+
+
+class AdapterCheckpoints(Trainer):
+    """A trainer whose checkpoints of adapters resume exactly; comes before TRL's trainer among the bases."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves adapter and tokenizer, without the pickle of all settings: nothing reads it, the manifest has them."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with self._adapters_keep_their_type():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with self._adapters_keep_their_type():
+            super()._load_best_model()
+
+    @contextmanager
+    def _adapters_keep_their_type(self) -> Iterator[None]:
+        """PEFT 0.21 loads 16-bit adapters as float32 for the trainer, and a resumed run would be another one."""
+        types = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        yield
+        for name, parameter in self.model.named_parameters():
+            parameter.data = parameter.data.to(types[name])
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, BatchRebalanceSampler):  # which transformers 5.23 leaves at seed 42
+            sampler.seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return sampler
+
+
+class StopWhenNotFinite(TrainerCallback):
+    """Ends a run whose loss is no number any more, which no further step would mend."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Looks at the loss of the last steps."""
+        loss = kwargs["logs"].get("loss", 0.0)
+        if not np.isfinite(loss):
+            raise InputError(
+                f"The loss is {loss} at step {state.global_step}. Lower --learning_rate, or train in another --dtype; "
+                "checkpoints from before are kept."
+            )
+
+
+class SamplerEpoch(TrainerCallback):
+    """Tells the sampler of the training data its epoch, and with it its order.
+
+    transformers 5.23 does so itself, but for a run on several processes that is resumed within an epoch: there it sees
+    only the outer one of two wrappers around the sampler, and would train on the first epoch's order again.
+    """
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The state has the epoch of the checkpoint by now."""
+        sampler = kwargs["train_dataloader"].batch_sampler
+        sampler = getattr(sampler, "batch_sampler", sampler)
+        if isinstance(sampler, BatchRebalanceSampler):
+            sampler.set_epoch(int(state.epoch or 0))
+
+
+def add_callbacks(trainer: Trainer, description: str, early_stopping_patience: int) -> None:
+    """Gives a trainer its progress bar, early stopping where the best checkpoint is kept, and the mends above.
+
+    Args:
+        description: Shown with the progress bar.
+        early_stopping_patience: Evaluations without progress before a stop.
+    """
+    trainer.args.restore_callback_states_from_checkpoint = True  # how long early stopping has waited
+    for callback in (TrainingProgress(description), SamplerEpoch(), StopWhenNotFinite()):
+        trainer.add_callback(callback)
+    if trainer.args.load_best_model_at_end:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience))
+    trainer.remove_callback(PrinterCallback)

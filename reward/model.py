@@ -1,0 +1,333 @@
+"""The reward model: a base with an adapter and a scalar head, trained on pairs by TRL's `RewardTrainer`.
+
+Departs from TRL 1.16 in two ways. All pairs of a dialogue are read together: the dialogue once, and after it each
+summary once, in however many pairs it stands; a pair read on its own is five times the work. And the head is saved
+apart from the adapter, beside the mean and deviation of its scores on reference summaries, which centre it: so the
+adapter loads as one of several on a base.
+
+Source: all comparisons of a prompt as one example, Ouyang et al. 2022 (arXiv 2203.02155), section 3.5; the margin,
+Touvron et al. 2023 (arXiv 2307.09288), section 3.2.2.
+"""
+
+import json
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_outputs import SequenceClassifierOutput
+from trl import RewardTrainer
+
+from alignment import dialogue, models
+from alignment.arguments import ModelArguments, RewardArguments
+from alignment.data import Record
+from alignment.errors import InputError
+from alignment.progress import Progress
+from alignment.run import read_manifest, write_json
+from alignment.training import AdapterCheckpoints, add_callbacks
+from reward.pairs import Pair
+
+HEAD = "head.safetensors"  # `weight`: 1 x H, float32
+SCALE = "reward.json"  # prompt form and phase, mean and deviation
+
+Batch = dict[str, Tensor]
+
+
+def make_batch(
+    prompts: list[list[int]],
+    summaries: list[list[list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    pad_to_multiple_of: int | None = None,
+) -> Batch:
+    """Prompts (D x P, padded on the left), the summaries of each (N x C, on the right), and whose each is (N)."""
+    options = {"return_tensors": "pt", "pad_to_multiple_of": pad_to_multiple_of}
+    one = tokenizer.pad({"input_ids": prompts}, padding_side="left", **options)
+    flat = [ids for group in summaries for ids in group]
+    other = tokenizer.pad({"input_ids": flat}, padding_side="right", **options)
+    owner = torch.tensor([i for i, group in enumerate(summaries) for _ in group])
+    return {
+        "input_ids": one.input_ids, "attention_mask": one.attention_mask,
+        "summary_ids": other.input_ids, "summary_mask": other.attention_mask, "owner": owner,
+    }  # fmt: skip
+
+
+def read(model: nn.Module, batch: Batch) -> Tensor:
+    """The head's raw score of each summary (N), at its last token."""
+    owner, prompt_tokens = batch["owner"], batch["input_ids"].shape[1]
+    mask = torch.cat([batch["attention_mask"][owner], batch["summary_mask"]], dim=1)  # N x (P + C)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        ids = torch.cat([batch["input_ids"][owner], batch["summary_ids"]], dim=1)  # what is recomputed keeps no cache
+        return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits.squeeze(1)
+    prompt_mask = batch["attention_mask"]
+    prompt_positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
+    cache = model(
+        input_ids=batch["input_ids"], attention_mask=prompt_mask, position_ids=prompt_positions, use_cache=True
+    ).past_key_values
+    cache.batch_select_indices(owner)
+    output = model(
+        input_ids=batch["summary_ids"], attention_mask=mask, position_ids=positions[:, prompt_tokens:],
+        past_key_values=cache, use_cache=True,
+    )  # fmt: skip
+    return output.logits.squeeze(1)
+
+
+def make_examples(
+    pairs: list[Pair], records: list[Record], max_tokens: int, form: str, phase: int, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """One example for each dialogue with pairs: token ids of its prompt and of each pair's summaries, and the margins.
+
+    A dialogue that is too long with its longest summary loses whole turns.
+    """
+    by_id: dict[str, list[Pair]] = {record.id: [] for record in records}
+    for pair in pairs:
+        by_id[pair.id].append(pair)
+    paired = [
+        replace(record, references=(max((text for pair in own for text in (pair.chosen, pair.rejected)), key=len),))
+        for record in records
+        if (own := by_id[record.id])
+    ]
+    fitted, _ = dialogue.fit_records(paired, form, tokenizer, max_tokens)
+    examples = []
+    for record in fitted:
+        prompt = dialogue.encode_prompt(dialogue.prompt_for(record, phase, form, tokenizer), form, tokenizer)
+        own = by_id[record.id]
+        chosen = encode_summaries([pair.chosen for pair in own], form, tokenizer)
+        rejected = encode_summaries([pair.rejected for pair in own], form, tokenizer)
+        margins = [pair.margin for pair in own]
+        tokens = len(prompt) + sum(map(len, set(map(tuple, chosen + rejected))))
+        examples.append(
+            {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "margin": margins, "length": tokens}
+        )
+    return examples
+
+
+def encode_summaries(summaries: list[str], form: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each summary, with the token that ends it."""
+    end = dialogue.end_token_id(form, tokenizer)
+    return [[*ids, end] for ids in tokenizer(summaries, add_special_tokens=False).input_ids] if summaries else []
+
+
+@dataclass
+class PairCollator:
+    """Examples of `make_examples` -> a batch of `make_batch`, with the pairs as places among its summaries."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, examples: list[dict[str, Any]]) -> Batch:
+        """Each summary of a dialogue once; `chosen`, `rejected` (K, of N) and `margin` (K) for all K pairs."""
+        groups, chosen, rejected, start = [], [], [], 0
+        for example in examples:
+            better, worse = (list(map(tuple, example[name])) for name in ("chosen_ids", "rejected_ids"))
+            places = {ids: start + i for i, ids in enumerate(dict.fromkeys(better + worse))}
+            groups.append(list(map(list, places)))
+            chosen += [places[ids] for ids in better]
+            rejected += [places[ids] for ids in worse]
+            start += len(places)
+        prompts = [example["prompt_ids"] for example in examples]
+        margins = [margin for example in examples for margin in example["margin"]]
+        return make_batch(prompts, groups, self.tokenizer, self.pad_to_multiple_of) | {
+            "chosen": torch.tensor(chosen), "rejected": torch.tensor(rejected), "margin": torch.tensor(margins),
+        }  # fmt: skip
+
+
+class DialogueRewardTrainer(AdapterCheckpoints, RewardTrainer):
+    """TRL's `RewardTrainer` on examples of a dialogue: `prompt_ids`, and for each pair `chosen_ids`, `rejected_ids`."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss and figures, on scores that pairs share."""
+        pairs = torch.cat([inputs["chosen"], inputs["rejected"]])
+
+        def scored(**_: Any) -> SequenceClassifierOutput:
+            return SequenceClassifierOutput(logits=read(model, inputs)[pairs].unsqueeze(1))
+
+        shown = {"attention_mask": inputs["attention_mask"], "margin": inputs["margin"]}
+        return super().compute_loss(scored, shown, return_outputs, num_items_in_batch)
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        mask = torch.cat([inputs["attention_mask"].flatten(), inputs["summary_mask"].flatten()])
+        super()._track_num_input_tokens({"input_ids": mask, "attention_mask": mask})
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        state = self.accelerator.unwrap_model(self.model).state_dict() if state_dict is None else state_dict
+        name = next(name for name in state if name.endswith("score.weight"))
+        save_file({"weight": state[name].contiguous()}, Path(output_dir or str(self.args.output_dir)) / HEAD)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_head(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        load_head(self.model, str(self.state.best_model_checkpoint))
+
+
+def make_trainer(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: RewardArguments,
+    train_examples: list[dict[str, Any]],
+    eval_examples: list[dict[str, Any]],
+) -> DialogueRewardTrainer:
+    """A trainer on examples that are tokenised and fitted already, with progress and early stopping."""
+    args = copy(args)
+    args.max_length = None  # for TRL, which would measure lists of lists
+    args.remove_unused_columns, args.prediction_loss_only = False, True
+    trainer = DialogueRewardTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(train_examples),
+        eval_dataset=Dataset.from_list(eval_examples),
+        processing_class=tokenizer,
+        data_collator=PairCollator(tokenizer, args.pad_to_multiple_of),
+    )
+    add_callbacks(trainer, "Reward model", args.early_stopping_patience)
+    return trainer
+
+
+def head_of(model: nn.Module) -> nn.Linear:
+    """The scalar head of a model, whatever is wrapped around it."""
+    return next(module for name, module in model.named_modules() if name.rpartition(".")[2] == "score")
+
+
+def load_head(model: nn.Module, folder: str | Path) -> None:
+    """Puts the weight saved in `folder` into the head.
+
+    Raises:
+        InputError: There is none, or one for another width.
+    """
+    path, head = Path(folder) / HEAD, head_of(model)
+    if not path.is_file():
+        raise InputError(f"{folder}: no {HEAD} in it. Expected a folder that recipes/reward.py has written.")
+    weight = load_file(path)["weight"]
+    if weight.shape != head.weight.shape:
+        raise InputError(f"{path}: a head of {tuple(weight.shape)} for a base of {tuple(head.weight.shape)}.")
+    with torch.no_grad():
+        head.weight.copy_(weight)
+
+
+def load_scorer(config: ModelArguments, adapter: str | Path) -> PeftModel:
+    """A base with the adapter of a folder, both trainable, and a head of zeros that computes in float32."""
+    base = models.load_base(config, scalar_head=True)
+    base.score.to(torch.float32)
+    nn.init.zeros_(base.score.weight)
+    base.score.register_forward_pre_hook(lambda _, args: (args[0].to(torch.float32),))
+    model = models.add_adapter(base, adapter, trainable=True)
+    head_of(model).requires_grad_(True)
+    return model
+
+
+class RewardModel:
+    """Scores summaries of dialogues: 0 is a mean reference summary, 1 a standard deviation better than that.
+
+    Example: `RewardModel.load("runs/reward/model").score([dialogue], [summary])`
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        form: str,
+        phase: int,
+        mean: float = 0.0,
+        deviation: float = 1.0,
+    ) -> None:
+        self.model, self.tokenizer, self.form, self.phase = model, tokenizer, form, phase
+        self.mean, self.deviation = mean, deviation
+
+    @classmethod
+    def load(cls, path: str | Path, model_args: ModelArguments | None = None) -> "RewardModel":
+        """Loads what recipes/reward.py has left in a folder, in the type and quantisation that it was trained in.
+
+        Raises:
+            InputError: The folder holds no reward model, or its base cannot be loaded.
+        """
+        scale = Path(path) / SCALE
+        if not scale.is_file():
+            raise InputError(f"{path}: no {SCALE} in it. Expected the model folder of a finished recipes/reward.py.")
+        facts = json.loads(scale.read_text(encoding="utf-8"))
+        config = models.as_trained(model_args or ModelArguments(), (read_manifest(path) or {}).get("settings", {}))
+        model = load_scorer(replace(config, model_name_or_path=str(models.base_of(path))), path)
+        load_head(model, path)
+        tokenizer = models.load_tokenizer(str(path))
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        return cls(model.to(PartialState().device).eval(), tokenizer, **facts)
+
+    def save(self, path: str | Path) -> None:
+        """Writes prompt form, mean and deviation beside the adapter and head that the trainer has saved."""
+        facts = {"form": self.form, "phase": self.phase, "mean": self.mean, "deviation": self.deviation}
+        write_json(facts, Path(path) / SCALE)
+
+    def publish(self, path: str | Path) -> None:
+        """Writes a whole model that `AutoModelForSequenceClassification` loads, with its tokenizer.
+
+        Its one logit is the raw score of `prompt + summary + end token`; this class's is (logit - mean) / deviation.
+
+        Raises:
+            InputError: The base is quantised: merged into rounded weights, the adapter would be rounded off.
+        """
+        if getattr(self.model.config, "quantization_config", None):
+            raise InputError(f"{path}: load the reward model with --load_in_4bit false (or 8bit) to publish it whole.")
+        self.model.merge_and_unload().save_pretrained(str(path))
+        self.tokenizer.save_pretrained(str(path))
+        self.save(path)
+
+    def centre(self, dialogues: list[str], references: list[str]) -> None:
+        """Takes mean and deviation from the raw scores of reference summaries, at least two."""
+        self.mean, self.deviation = 0.0, 1.0
+        raw = self.score(dialogues, references)
+        self.mean, self.deviation = float(np.mean(raw)), float(np.std(raw)) or 1.0
+
+    def score(
+        self, dialogues: list[str], summaries: list[str], batch_size: int = 8, description: str | None = None
+    ) -> list[float]:
+        """One score for each summary, in order; a dialogue that comes several times is read once a batch.
+
+        Args:
+            batch_size: Dialogues at a time, which are sorted by length.
+            description: Shown with a progress bar, or None for none.
+
+        Raises:
+            InputError: As many dialogues as summaries were expected.
+        """
+        if len(dialogues) != len(summaries):
+            raise InputError(f"{len(dialogues)} dialogues but {len(summaries)} summaries: expected as many of both.")
+        ends = encode_summaries(summaries, self.form, self.tokenizer)
+        prompts = self._prompts(list(dict.fromkeys(dialogues)), max(map(len, ends), default=0))
+        owned: dict[str, list[int]] = {text: [] for text in sorted(prompts, key=lambda text: len(prompts[text]))}
+        for index, text in enumerate(dialogues):
+            owned[text].append(index)
+        groups, scores = list(owned.items()), [0.0] * len(summaries)
+        with Progress(description, total=len(groups)) as progress, torch.inference_mode():
+            for start in range(0, len(groups), batch_size):
+                part = groups[start : start + batch_size]
+                batch = make_batch(
+                    [prompts[text] for text, _ in part], [[ends[i] for i in own] for _, own in part], self.tokenizer
+                )
+                batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+                indices = [i for _, own in part for i in own]
+                for i, raw in zip(indices, read(self.model, batch).tolist(), strict=True):
+                    scores[i] = (raw - self.mean) / self.deviation
+                progress.advance(len(part))
+        return scores
+
+    def _prompts(self, dialogues: list[str], summary_tokens: int) -> dict[str, list[int]]:
+        records = [Record(f"no. {i + 1}", text, ()) for i, text in enumerate(dialogues)]
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if context:
+            records, _ = dialogue.fit_records(records, self.form, self.tokenizer, context, summary_tokens)
+        prompts = [dialogue.prompt_for(record, self.phase, self.form, self.tokenizer) for record in records]
+        ids = [dialogue.encode_prompt(prompt, self.form, self.tokenizer) for prompt in prompts]
+        return dict(zip(dialogues, ids, strict=True))

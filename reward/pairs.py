@@ -1,0 +1,119 @@
+"""Labels -> preference pairs with margins, in TRL's columns; no dialogue stands in two splits.
+
+Two summaries of a dialogue make a pair where their labels differ by `min_margin` or more. Length must not decide: a
+pair's two summaries are of like length (`max_length_ratio`), unless a gate decides between them. What such pairs teach
+of length cancels out: a cut text loses by being shorter, a repetition by being longer. A corruption is never the better
+one: which of two is worse, nobody can say.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import combinations, groupby
+from typing import Any
+
+from alignment.data import Record
+from alignment.errors import InputError
+from reward.candidates import CORRUPTED
+from reward.labels import Label, LabelArguments
+
+BINS = ("chosen shorter", "like length", "chosen longer")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two summaries of a dialogue, the better one first.
+
+    Attributes:
+        margin: Difference of the labels, above 0: by how much the scores are to differ at least.
+        kind: The kinds of the two candidates: `reference > speaker_swap`.
+        length_bin: One of `BINS`, by the characters of the two; like length within `max_length_ratio`.
+    """
+
+    id: str
+    chosen: str
+    rejected: str
+    margin: float
+    kind: str
+    length_bin: str
+
+
+def length_bin(chosen: str, rejected: str, max_ratio: float) -> str:
+    """Which of `BINS` two texts belong to."""
+    difference = math.log(max(len(chosen), 1) / max(len(rejected), 1))
+    return BINS[1] if abs(difference) <= math.log(max_ratio) else BINS[0] if difference < 0 else BINS[2]
+
+
+def make_pairs(labels: list[Label], args: LabelArguments, human: Iterable[dict[str, str]] = ()) -> list[Pair]:
+    """All pairs of each dialogue that labels and lengths allow, and the human ones, whose margin is `ratings_weight`.
+
+    Raises:
+        InputError: No pair at all, with the reason.
+    """
+    pairs, ids = [], {label.id for label in labels}
+    for _, group in groupby(sorted(labels, key=lambda label: label.id), key=lambda label: label.id):
+        for one, other in combinations(group, 2):
+            better, worse = (one, other) if one.label >= other.label else (other, one)
+            margin = better.label - worse.label
+            where = length_bin(better.text, worse.text, args.max_length_ratio)
+            comparable = where == BINS[1] or len(worse.failed) > len(better.failed)
+            if comparable and margin > 0 and margin >= args.min_margin and better.kind not in CORRUPTED:
+                kind = f"{better.kind} > {worse.kind}"
+                pairs.append(Pair(better.id, better.text, worse.text, margin, kind, where))
+    for row in (row for row in human if row["id"] in ids):
+        where = length_bin(row["chosen"], row["rejected"], args.max_length_ratio)
+        pairs.append(Pair(row["id"], row["chosen"], row["rejected"], args.ratings_weight, "human", where))
+    if not pairs:
+        alone = sum(count == 1 for count in Counter(label.id for label in labels).values())
+        raise InputError(
+            f"{len(labels)} candidates and no pair among them: {alone} dialogues have one candidate only, and in the "
+            f"others no two labels differ by {args.min_margin} (--min_margin) at like length. Raise --samples, or give "
+            "other --candidates."
+        )
+    return pairs
+
+
+def check_splits(train: list[Record], held_out: list[Record], by: tuple[str, ...] = ("dialogue",)) -> None:
+    """Holds that no dialogue is in both.
+
+    Args:
+        by: What tells dialogues apart; also `id` where a file of candidates or ratings names them by it.
+
+    Raises:
+        InputError: One is.
+    """
+    for what in by:
+        both = {getattr(record, what) for record in train} & {getattr(record, what) for record in held_out}
+        if both:
+            raise InputError(
+                f"{len(both)} dialogues to train on are held out too: the same {what}, such as {min(both)!r:.60}. "
+                "Take them out of one of the files."
+            )
+
+
+def as_rows(pairs: list[Pair], prompts: dict[str, str]) -> list[dict[str, Any]]:
+    """The pairs as TRL's preference columns `prompt`, `chosen`, `rejected`, `margin`, and ours.
+
+    Args:
+        prompts: By the dialogue's id.
+    """
+    return [{"prompt": prompts[pair.id], **asdict(pair)} for pair in pairs]
+
+
+def summary(pairs: list[Pair]) -> dict[str, Any]:
+    """What a manifest says of pairs: how many, and their fingerprint."""
+    lines = "\n".join(json.dumps(asdict(pair)) for pair in pairs)
+    return {"pairs": len(pairs), "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+
+
+def counts(pairs: list[Pair]) -> list[dict[str, Any]]:
+    """How many pairs there are of each kind, in all and by length bin, the most frequent kind first."""
+    kinds = Counter(pair.kind for pair in pairs)
+    bins = Counter((pair.kind, pair.length_bin) for pair in pairs)
+    return [
+        {"kind": kind, "pairs": number} | {name: bins[kind, name] for name in BINS}
+        for kind, number in kinds.most_common()
+    ]
