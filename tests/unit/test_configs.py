@@ -5,7 +5,16 @@ import re
 import pytest
 import yaml
 
-from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
+from alignment.arguments import (
+    CONFIGS,
+    DataArguments,
+    ModelArguments,
+    PromptArguments,
+    RewardArguments,
+    SFTArguments,
+    parse,
+)
+from reward.labels import LabelArguments
 
 CLASSES = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
 FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -28,7 +37,19 @@ def test_the_recipe_takes_it(file):
     model, data, prompt, sft = parse(CLASSES, ["--config", str(file)])
     written = yaml.safe_load(file.read_text("utf-8"))
     taken = vars(model) | vars(data) | vars(prompt) | vars(sft)
+    del written["reward"]
     assert {key: taken[key] for key in written} == written
+
+
+@each_file
+def test_the_reward_recipe_takes_its_own_part_and_the_model(file):
+    classes = (ModelArguments, DataArguments, PromptArguments, LabelArguments, RewardArguments)
+    model, data, prompt, label, reward = parse(classes, ["--config", str(file)], section="reward")
+    written = yaml.safe_load(file.read_text("utf-8"))
+    taken = vars(model) | vars(data) | vars(prompt) | vars(label) | vars(reward)
+    assert {key: taken[key] for key in written["reward"]} == written["reward"]
+    assert model.model_name_or_path == written["model_name_or_path"]
+    assert written["reward"]["sft_model"] == f"{written.get('output_dir', SFTArguments.output_dir)}/phase2"
 
 
 @each_file
