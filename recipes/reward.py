@@ -58,9 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         made[split] = candidates.without_model(records[split], given + rated, args.seed)
         if args.samples:
             path = folder / f"{split}.samples.jsonl"
-            made[split] += candidates.samples(
-                load, records[split], args.samples, args.temperatures, decoding, path, facts
-            )
+            how = (args.samples, args.temperatures, decoding, path, facts, args.overwrite_output_dir)
+            made[split] += candidates.samples(load, records[split], *how)
     if args.stage == "sample":
         return
 

@@ -131,6 +131,7 @@ def samples(
     decoding: Decoding,
     path: Path,
     facts: dict[str, Any],
+    overwrite: bool = False,
 ) -> list[Candidate]:
     """`count` samples for each record, written to a file; a killed run goes on from its journals beside that file.
 
@@ -139,6 +140,7 @@ def samples(
 
     Args:
         facts: What the samples depend on, kept beside the file.
+        overwrite: Make them anew where they were made otherwise.
 
     Raises:
         InputError: The file is there and holds samples of another model, or of other dialogues.
@@ -152,12 +154,14 @@ def samples(
     kept = path.with_suffix(".facts.json")
     if path.exists() and kept.exists():
         before = json.loads(kept.read_text(encoding="utf-8"))
-        if changed := [name for name in facts if before.get(name) != json.loads(json.dumps(facts[name]))]:
+        changed = [name for name in facts if before.get(name) != json.loads(json.dumps(facts[name]))]
+        if not changed:
+            return read_candidates(path, records)
+        if not overwrite:
             raise InputError(
-                f"{path}: holds samples made otherwise ({', '.join(changed)}). Choose another --output_dir, or delete "
-                "that file."
+                f"{path}: holds samples made otherwise ({', '.join(changed)}). Choose another --output_dir, or add "
+                "--overwrite_output_dir true to make them anew."
             )
-        return read_candidates(path, records)
     summarizer = load()
     by_temperature: dict[float, list[Record]] = {}
     for number in range(count):
