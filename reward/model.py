@@ -22,7 +22,7 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardTrainer
 
@@ -37,6 +37,8 @@ from reward.pairs import Pair
 
 HEAD = "head.safetensors"  # `weight`: 1 x H, float32
 SCALE = "reward.json"  # prompt form and phase, mean and deviation
+
+CHUNKS = 4
 
 Batch = dict[str, Tensor]
 
@@ -60,24 +62,46 @@ def make_batch(
 
 
 def read(model: nn.Module, batch: Batch) -> Tensor:
-    """The head's raw score of each summary (N), at its last token."""
-    owner, prompt_tokens = batch["owner"], batch["input_ids"].shape[1]
-    mask = torch.cat([batch["attention_mask"][owner], batch["summary_mask"]], dim=1)  # N x (P + C)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        ids = torch.cat([batch["input_ids"][owner], batch["summary_ids"]], dim=1)  # what is recomputed keeps no cache
-        return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits.squeeze(1)
+    """The head's raw score of each summary (N), at its last token.
+
+    Summaries of like length are read together, so that little is padding; in `CHUNKS` parts however many they are, so
+    that all processes call the model equally often, as sharded weights need it.
+    """
+    lengths = batch["summary_mask"].sum(1)
+    order = lengths.argsort(stable=True)
+    enough = torch.cat([order, order[-1:].expand(max(0, CHUNKS - len(order)))])
     prompt_mask = batch["attention_mask"]
-    prompt_positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
-    cache = model(
-        input_ids=batch["input_ids"], attention_mask=prompt_mask, position_ids=prompt_positions, use_cache=True
-    ).past_key_values
-    cache.batch_select_indices(owner)
-    output = model(
-        input_ids=batch["summary_ids"], attention_mask=mask, position_ids=positions[:, prompt_tokens:],
-        past_key_values=cache, use_cache=True,
-    )  # fmt: skip
-    return output.logits.squeeze(1)
+    # What is recomputed under gradient checkpointing keeps no keys and values: each summary is read with its prompt.
+    whole = model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if not whole:
+        positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
+        of_prompts = model(
+            input_ids=batch["input_ids"], attention_mask=prompt_mask, position_ids=positions, use_cache=True
+        ).past_key_values
+    scores = []
+    for rows in enough.tensor_split(CHUNKS):
+        owner, longest = batch["owner"][rows], int(lengths[rows].max())
+        summaries = slice(0, -(-longest // 16) * 16)  # few widths: for each, torch on a CPU keeps work space
+        ids, mask = batch["summary_ids"][rows, summaries], batch["summary_mask"][rows, summaries]
+        mask = torch.cat([prompt_mask[owner], mask], dim=1)  # n x (P + C)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        if whole:
+            ids, cache = torch.cat([batch["input_ids"][owner], ids], dim=1), None
+        else:
+            cache, positions = _select(of_prompts, owner), positions[:, prompt_mask.shape[1] :]
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=not whole
+        )
+        scores.append(output.logits.squeeze(1))
+    return torch.cat(scores)[: len(order)][order.argsort()]
+
+
+def _select(cache: Cache, rows: Tensor) -> Cache:
+    """Keys and values of these rows, as a cache of its own."""
+    chosen = copy(cache)
+    chosen.layers = [copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(rows)
+    return chosen
 
 
 def make_examples(
