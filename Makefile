@@ -11,7 +11,8 @@ quickstart: .venv/installed  ## Train and score the embedded model, and a reward
 	$(LAUNCH) recipes/evaluate.py --model embedded $(RUN)/phase1 $(RUN)/phase2 \
 		--dataset_path embedded-ko --output_dir $(RUN) --overwrite_output_dir true
 	@echo "Reward model: samples of phase 2, labels, pairs, training, report."
-	$(LAUNCH) recipes/reward.py --sft_model $(RUN)/phase2 --output_dir $(RUN)/reward --resume_from_checkpoint true
+	$(LAUNCH) recipes/reward.py --sft_model $(RUN)/phase2 --output_dir $(RUN)/reward \
+		--max_train_rows 80 --samples 1 --resume_from_checkpoint true
 
 test: .venv/installed  ## Run every test.
 	$(BIN)/python -m pytest

@@ -223,6 +223,9 @@ class RewardArguments(TrainerArguments, RewardConfig):
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs."})
+    train_sampling_strategy: str = field(
+        default="random", metadata={"help": "Order of the data; random: each micro-batch has as many dialogues."}
+    )
     max_length: int | None = field(default=1024, metadata={"help": "Prompt and summary, in tokens, at most."})
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "eval_loss or eval_accuracy."})
 
@@ -326,7 +329,7 @@ def parse(
 
     passed_over = (*passed_over, SFTArguments) if section else passed_over
     content = _read_yaml(config) if config is not None else {}
-    sections = {name: content.pop(name) or {} for name in SECTIONS if name in content}
+    sections = {name: content.pop(name) for name in SECTIONS if content.get(name) is not None}
     for name, own in sections.items():
         if not isinstance(own, dict):
             raise InputError(f"{config}: {name}: expected indented lines of `key: value` under it, found {own!r:.50}.")
@@ -335,13 +338,15 @@ def parse(
     from_yaml: list[str] = []
     read = {name for cls in classes if any(issubclass(other, cls) for other in passed_over) for name in _fields(cls)}
     others = {name for cls in passed_over for name in _fields(cls)} - read
-    for key, value in [*((key, value) for key, value in content.items() if key not in others), *own.items()]:
+    where = dict.fromkeys(own, f"{config}: {section}")
+    for key, value in ({key: value for key, value in content.items() if key not in others} | own).items():
+        place = where.get(key, str(config))
         if key not in known:
-            raise InputError(f"{config}: unknown key `{key}`.{_nearest(str(key), known)}")
+            raise InputError(f"{place}: unknown key `{key}`.{_nearest(str(key), known)}")
         if value is None and key not in nullable:
-            raise InputError(f"{config}: {key} has no value. Give one, or leave the line out for the default.")
+            raise InputError(f"{place}: {key} has no value. Give one, or leave the line out for the default.")
         if isinstance(value, list) and key not in lists:
-            raise InputError(f"{config}: {key} {value}: expected one value, found a list.")
+            raise InputError(f"{place}: {key} {value}: expected one value, found a list.")
         if value is None or value == []:
             parser.set_defaults(**{key: value})
             continue
@@ -349,7 +354,7 @@ def parse(
         try:
             parser.parse_known_args(words)
         except InputError as error:
-            raise InputError(f"{config}: {str(error).removeprefix('--')}") from error
+            raise InputError(f"{place}: {str(error).removeprefix('--')}") from error
         from_yaml += words
 
     for word in argv:

@@ -3,12 +3,14 @@
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from alignment.data import Record
 from alignment.errors import InputError
+from alignment.run import say, write_json
 
 FORMS = ("instruction", "chat", "template")
 
@@ -164,6 +166,13 @@ def fit_records(
             f"{max_tokens} tokens that fit. Split the turn, {cure}."
         )
     return fitted, shortened
+
+
+def write_shortened(shortened: list[Shortened], path: Path) -> None:
+    """Writes the list of what dialogues lost, if any did, and says so."""
+    if shortened:
+        write_json([asdict(item) for item in shortened], path)
+        say(f"{len(shortened)} dialogues were too long: {path} lists what each lost.")
 
 
 def instructions_for(record: Record, phase: int, which: str = "first", seed: int = 0) -> tuple[str, ...]:

@@ -56,11 +56,24 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
     return not _JSON.match(first_line) and not is_header
 
 
-def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """Writes one JSON object a line, the file whole or not at all."""
+def write_rows(rows: Iterable[dict[str, Any]], path: Path, keep: bool = False) -> None:
+    """Writes one JSON object a line, the file whole or not at all.
+
+    Args:
+        keep: Other rows that are there already are not replaced.
+
+    Raises:
+        InputError: There are such rows.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if keep and path.exists() and path.read_bytes() != partial.read_bytes():
+        partial.unlink()
+        raise InputError(
+            f"{path}: a model was trained on what it holds, and now it would be other rows. Choose another "
+            "--output_dir, or add --overwrite_output_dir true."
+        )
     os.replace(partial, path)
 
 

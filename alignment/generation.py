@@ -86,7 +86,7 @@ def generate(
         for start in range(0, len(order), decoding.batch_size):
             rows = order[start : start + decoding.batch_size]
             if decoding.do_sample:  # its own noise for each batch: of each process, and after a resume
-                torch.manual_seed(random.Random(f"{decoding.seed} {len(prompts)} {rows}").getrandbits(63))
+                torch.manual_seed(random.Random(f"{decoding} {len(prompts)} {rows}").getrandbits(63))
             batch = tokenizer.pad({"input_ids": [prompts[i] for i in rows]}, padding_side="left", return_tensors="pt")
             batch = batch.to(model.device)
             output = model.generate(**batch, generation_config=config)

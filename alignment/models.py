@@ -107,6 +107,17 @@ def context_tokens(name_or_path: str, revision: str = "main") -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def check_length(max_length: int | None, name_or_path: str, revision: str = "main") -> None:
+    """Holds that a model takes `max_length` tokens.
+
+    Raises:
+        InputError: It does not, or no length is given.
+    """
+    context = context_tokens(name_or_path, revision)
+    if not max_length or max_length < 1 or (context and max_length > context):
+        raise InputError(f"--max_length {max_length}: expected at most {context}, the model's context in tokens.")
+
+
 def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedModel:
     """The base model in its type and quantisation, on this process's device.
 
@@ -219,12 +230,11 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
     Raises:
         InputError: `start_from` holds an adapter for another base, or no layer has the name that LoRA was asked for.
     """
-    if config.dtype == "float16":
-        raise InputError("--dtype float16: Adam's steps vanish in it. Use bfloat16, or float32 with --fp16 true.")
+    check_trainable(config)
     if not config.use_peft:
         return load_base(replace(config, model_name_or_path=str(start_from)) if start_from else config)
     if start_from is not None:
-        check_adapter(start_from, config.model_name_or_path)
+        check_adapter(start_from, config.model_name_or_path, "--use_peft true with")
     base = load_base(config)
     if start_from is not None:
         return add_adapter(base, start_from, trainable=True)
@@ -236,15 +246,32 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
         ) from error
 
 
-def check_adapter(folder: str | Path, base: str) -> None:
-    """Holds that a folder has an adapter for a base.
+def check_trainable(config: ModelArguments) -> None:
+    """Holds that weights of this type can be trained.
 
     Raises:
-        InputError: There is no such folder, a whole model in it, or an adapter for another base.
+        InputError: They cannot.
     """
-    made_for = base_of(resolve(str(folder)))
+    if config.dtype == "float16":
+        raise InputError("--dtype float16: Adam's steps vanish in it. Use bfloat16, or float32 with --fp16 true.")
+
+
+def check_adapter(folder: str | Path, base: str, flag: str = "--model_name_or_path") -> None:
+    """Holds that a folder has an adapter for a base.
+
+    Args:
+        flag: With which the user named the folder.
+
+    Raises:
+        InputError: There is no such folder, no adapter in it, or one for another base.
+    """
+    made_for = base_of(folder)
     if made_for is None:
-        raise InputError(f"{folder}: a whole model, where an adapter is expected. Go on with --use_peft false.")
+        found = "a whole model" if (Path(folder) / "config.json").is_file() else "no adapter"
+        raise InputError(
+            f"{flag} {folder}: {found}, where a trained adapter is expected. Give a finished folder of recipes/sft.py, "
+            "such as runs/sft/phase2."
+        )
     if made_for != _canonical(base):
         raise InputError(
             f"{folder}: its adapter is for {made_for}, not for {base}. Go on with --model_name_or_path {made_for}."

@@ -122,9 +122,11 @@ def settings_of(*configs: Any) -> dict[str, Any]:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """The manifest of a result folder, or None where there is none of ours."""
+    """The manifest of a result folder, or of the one that a checkpoint lies in; None where there is none of ours."""
+    folder = Path(folder)
+    folder = folder.parent if folder.name.startswith("checkpoint-") else folder
     try:
-        manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and {"finished", "settings"} <= manifest.keys() else None

@@ -48,7 +48,7 @@ class Summarizer:
         """
         prompt_args = prompt_args or PromptArguments()
         path = Path(name_or_path)
-        manifest = read_manifest(path.parent if path.name.startswith("checkpoint-") else path) or {}
+        manifest = read_manifest(path) or {}
         trained = manifest.get("settings", {})
         model_args = as_trained(model_args or ModelArguments(), trained)
         model, tokenizer = load_for_use(name_or_path, model_args)

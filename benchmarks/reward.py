@@ -28,14 +28,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args()
 
-    from alignment import data, models, run
+    from alignment import data, models
     from alignment.generation import Decoding
     from alignment.summarizer import Summarizer
     from reward.candidates import Candidate, corruptions
     from reward.model import RewardModel
     from reward.report import correlation
 
-    run.silence_libraries()
     records, _ = data.load_records(options.dataset_path, split="eval", need_references=True)
     dialogues = {record.id: record.dialogue for record in records}
     if options.base_predictions:
@@ -73,8 +72,10 @@ def main() -> None:
         share = figures[kind]
         shown = "none" if share is None else f"{share:.3f} (goal {goal:.2f}, {figures[f'{kind}_dialogues']} dialogues)"
         print(f"reference above {kind:16} {shown}")
-    print(f"correlation with length          {figures['length_correlation']:.3f} (goal: below 0.2 in size)")
+    print(f"correlation with length          {figures['length_correlation']} (goal: below 0.2 in size)")
 
 
 if __name__ == "__main__":
-    main()
+    from alignment.run import launch
+
+    launch(main)

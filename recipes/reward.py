@@ -13,7 +13,7 @@ import copy
 import gc
 import sys
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, RewardArguments, parse
+from alignment.errors import InputError
 from alignment.formats import write_rows
 from alignment.generation import Decoding
 from alignment.progress import reset_peak_memory, show_table
@@ -37,8 +38,13 @@ def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, PromptArguments, LabelArguments, RewardArguments)
     parsed = parse(classes, argv, default_config=CONFIGS / "embedded.yaml", section="reward")
     model_args, data_args, prompt_args, label_args, args = parsed
-    models.check_adapter(args.sft_model, model_args.model_name_or_path)
+    models.check_adapter(args.sft_model, model_args.model_name_or_path, "--sft_model")
     sft = run.read_manifest(args.sft_model) or {}
+    form, phase = sft.get("prompt_form", "instruction"), sft.get("phase", 1)
+    if prompt_args.prompt_form not in (None, form):
+        raise InputError(f"--prompt_form {prompt_args.prompt_form}: {args.sft_model} was trained with {form}.")
+    models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
+    model_args = models.as_trained(model_args, sft.get("settings", {}))
     output = Path(args.output_dir)
     folder = output / "data"
     run.make_folder(folder)
@@ -50,9 +56,9 @@ def main(argv: list[str] | None = None) -> None:
 
     given = candidates.read_candidates(Path(args.candidates), train + held_out) if args.candidates else []
     rated, ratings, human = read_ratings(Path(args.ratings), train + held_out) if args.ratings else ([], {}, [])
-    load = partial(Summarizer.load, args.sft_model, model_args, prompt_args)
+    load = cache(partial(Summarizer.load, args.sft_model, model_args, prompt_args))  # for both splits
     decoding = Decoding(batch_size=args.sample_batch_size, seed=args.seed)
-    facts = {"sft_model": models.weights_of(args.sft_model)}
+    facts = {"sft_model": models.weights_of(args.sft_model), "use": asdict(model_args) | asdict(prompt_args)}
     made = {}
     for split in SPLITS:
         made[split] = candidates.without_model(records[split], given + rated, args.seed)
@@ -60,39 +66,43 @@ def main(argv: list[str] | None = None) -> None:
             path = folder / f"{split}.samples.jsonl"
             how = (args.samples, args.temperatures, decoding, path, facts, args.overwrite_output_dir)
             made[split] += candidates.samples(load, records[split], *how)
+    load.cache_clear()
     if args.stage == "sample":
         return
 
+    images, of_images = candidates.mirrored(train)
+    records["train"], made["train"] = train + images, made["train"] + of_images
+    keep = (output / "model").exists() and not args.overwrite_output_dir  # what it was trained on
     labels = {split: label_candidates(made[split], records[split], label_args, ratings) for split in SPLITS}
     for split in SPLITS:
-        write_rows(map(asdict, labels[split]), folder / f"{split}.labels.jsonl")
+        write_rows(map(asdict, labels[split]), folder / f"{split}.labels.jsonl", keep)
     if args.stage == "label":
         show_examples(labels["train"])
         return
 
-    prompting = {"form": sft.get("prompt_form", "instruction"), "phase": sft.get("phase", 1)}
-    prompting["tokenizer"] = models.load_tokenizer(args.sft_model)
+    prompting = {"form": form, "phase": phase, "tokenizer": models.load_tokenizer(args.sft_model)}
     compared = {split: pairs.make_pairs(labels[split], label_args, human) for split in SPLITS}
     for split in SPLITS:
         prompts = {record.id: dialogue.prompt_for(record, **prompting) for record in records[split]}
-        write_rows(pairs.as_rows(compared[split], prompts), folder / f"{split}.pairs.jsonl")
+        write_rows(pairs.as_rows(compared[split], prompts), folder / f"{split}.pairs.jsonl", keep)
     title = f"{len(compared['train'])} pairs to train on, {len(compared['held_out'])} held out"
     show_table(title, ("kind", "pairs", *pairs.BINS), pairs.counts(compared["train"]))
     if args.stage == "pair":
         return
 
-    model_args = models.as_trained(model_args, sft.get("settings", {}))
     settings = run.settings_of(model_args, label_args, args)
     facts |= {"data": {split: pairs.summary(compared[split]) for split in SPLITS}}
     current = run.Run.start(output / "model", settings, facts, args.overwrite_output_dir, args.resume_from_checkpoint)
     if current.finished:
         run.say(f"Reward model: already done, {current.folder}.")
     else:
-        train_model(current, compared, records, prompting, model_args, args)
+        train_model(current, compared, records, prompting, model_args, data_args.bad_rows, args)
     if args.stage == "report":
         texts = {record.id: record.dialogue for record in held_out}
+        gc.collect()  # the model as it was trained, before it is loaded as it will be used
+        judged = labels["held_out"], compared["held_out"], texts
         reward_model = RewardModel.load(current.folder)
-        figures = report(reward_model, labels["held_out"], compared["held_out"], texts, args.min_accuracy)
+        figures = report(reward_model, *judged, args.min_accuracy, args.per_device_eval_batch_size)
         write_report(figures, f"Reward model {current.folder}", output)
 
 
@@ -102,12 +112,17 @@ def train_model(
     records: dict[str, list[data.Record]],
     prompting: dict[str, Any],
     model_args: ModelArguments,
+    bad_rows: str,
     args: RewardArguments,
 ) -> None:
     """Trains on the pairs into the folder of the run, and centres the scores on held-out references."""
     gc.collect()  # what sampling left in memory, before the peak of training is counted
     reset_peak_memory()
-    examples = [make_examples(compared[split], records[split], args.max_length, **prompting) for split in SPLITS]
+    examples = []
+    for split in SPLITS:
+        own, shortened = make_examples(compared[split], records[split], args.max_length, bad_rows, **prompting)
+        dialogue.write_shortened(shortened, current.folder / f"{split}.shortened.json")
+        examples.append(own)
     args = copy.copy(args)
     args.output_dir = str(current.folder)
     trainer = make_trainer(load_scorer(model_args, args.sft_model), prompting["tokenizer"], args, *examples)

@@ -12,7 +12,6 @@ phase 2 goes on from phase 1's adapter with five. Results: OUTPUT_DIR/phase1 and
 import copy
 import gc
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -43,17 +42,13 @@ def main(argv: list[str] | None = None) -> None:
     run.make_folder(output)
 
     tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-    context = models.context_tokens(model_args.model_name_or_path, model_args.model_revision)
-    if not args.max_length or (context and args.max_length > context):
-        raise InputError(f"--max_length {args.max_length}: expected at most {context}, the model's context in tokens.")
+    models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     (train, held_out), rejected = data.load_train_and_eval(data_args)
     data.write_rejected(rejected, output / "rejected.jsonl")
     fit = {"form": prompt_args.prompt_form, "tokenizer": tokenizer, "max_tokens": args.max_length}
     train, shortened = dialogue.fit_records(train, bad_rows=data_args.bad_rows, **fit)
     held_out, more = dialogue.fit_records(held_out, bad_rows=data_args.bad_rows, **fit)
-    if shortened := shortened + more:
-        run.write_json([asdict(item) for item in shortened], output / "shortened.json")
-        run.say(f"{len(shortened)} dialogues were too long: {output / 'shortened.json'} lists what each lost.")
+    dialogue.write_shortened(shortened + more, output / "shortened.json")
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
 
     for phase in map(int, args.phases.split(",")):

@@ -34,10 +34,15 @@ class Candidate:
 
 def swapped_speakers(record: Record, reference: str, rng: random.Random) -> str | None:
     """The reference with two speakers exchanged, or None where that says the same, or there are no two with tags."""
-    speakers = list(dict.fromkeys([*MASK.findall(reference), *_speakers(record.dialogue)]))
-    tags = [tag for tag in speakers if tag in _speakers(record.dialogue)][:2]
+    tags = _two_speakers(record, reference)
     swapped = swap_speakers(reference, *tags) if len(tags) == 2 else reference
     return swapped if swapped != reference and role_agreement(swapped, reference, tags) < 0.5 else None
+
+
+def _two_speakers(record: Record, reference: str) -> list[str]:
+    """The tags of two speakers of the dialogue, those first that the reference names; or fewer."""
+    speakers = _speakers(record.dialogue)
+    return [tag for tag in dict.fromkeys([*MASK.findall(reference), *speakers]) if tag in speakers][:2]
 
 
 def _speakers(dialogue: str) -> list[str]:
@@ -117,6 +122,25 @@ def references(records: list[Record]) -> list[Candidate]:
     return [Candidate(record.id, "reference", text) for record in records for text in record.references]
 
 
+def mirrored(records: list[Record]) -> tuple[list[Record], list[Candidate]]:
+    """Each dialogue with its two speakers exchanged throughout, and so with exchanged references; and its candidates.
+
+    What is right for a dialogue is wrong for its mirror image and the other way round, so that only who said what tells
+    them apart, and no habit of summaries does. The candidates are the reference, and its speaker swap.
+    """
+    images, candidates = [], []
+    for record in records:
+        reference = record.references[0]
+        swap = swapped_speakers(record, reference, random.Random(0))
+        if swap:
+            name = f"{record.id} mirrored"
+            exchanged = swap_speakers(record.dialogue, *_two_speakers(record, reference))
+            images.append(replace(record, id=name, dialogue=exchanged, references=(swap,)))
+            candidates.append(Candidate(name, "reference", swap))
+            candidates.append(Candidate(name, "speaker_swap", reference))
+    return images, candidates
+
+
 def without_model(records: list[Record], given: list[Candidate], seed: int) -> list[Candidate]:
     """All candidates of these records that need no model: references, corruptions, and those given for them."""
     ids = {record.id for record in records}
@@ -177,8 +201,9 @@ def samples(
             candidates += [
                 Candidate(record.id, "sample", one_line(text)) for record, text in zip(part, texts, strict=True)
             ]
-        write_rows([facts], kept)
+        kept.unlink(missing_ok=True)  # those of other samples, which are about to go
         write_rows(map(asdict, candidates), path)
+        write_rows([facts], kept)
     return candidates
 
 
@@ -191,7 +216,7 @@ def read_candidates(path: Path, records: list[Record]) -> list[Candidate]:
     known = {record.id for record in records}
     candidates = []
     for number, row in enumerate(file_rows(path), 1):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row.get("id"):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or row.get("id") in (None, ""):
             raise InputError(f"{path}: row {number}: expected id and text, found {row!r:.80}")
         if str(row["id"]) not in known:
             raise InputError(

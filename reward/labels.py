@@ -60,6 +60,9 @@ _WEIGHTS = {
 }  # fmt: skip
 
 
+_RATING_FORMS = (("id", "candidate", "rating"), ("id", "chosen", "rejected"))
+
+
 @dataclass(frozen=True)
 class Label:
     """A candidate with its label and every component of it.
@@ -68,7 +71,7 @@ class Label:
         label: At most 1; below 0 where several gates fail.
         rouge: Mean of ROUGE-1, -2 and -L against the references, 0 to 1; 1 for a reference itself.
         roles: Who does what, agreement with the reference; 0 to 1, 0.5 where it cannot be said.
-        failed: The gates that the summary fails.
+        failed: The gates that the summary fails and every reference passes; one that a reference fails says nothing.
         length_ratio: Characters of the summary by those of the dialogue; shown, and no part of the label.
         rating: A human's, from 0 to 1 over the file, or None.
     """
@@ -102,7 +105,8 @@ def label_candidates(
     unique = {(candidate.id, " ".join(candidate.text.split())): candidate for candidate in reversed(candidates)}
     kept = [candidate for candidate in candidates if unique.get(_key(candidate)) is candidate]
     references = [list(by_id[candidate.id].references) for candidate in kept]
-    profile = args.label_profile or ("strict" if language(records[0].dialogue) == "ko" else "english")
+    korean = sum(language(record.dialogue) == "ko" for record in records)
+    profile = args.label_profile or ("strict" if korean * 2 >= len(records) else "english")
     scores = rouge([candidate.text for candidate in kept], references, profile).rows
     return [
         _label(candidate, by_id[candidate.id], score["mean"] / 100, args, ratings.get(_key(candidate)))
@@ -123,7 +127,11 @@ def _label(candidate: Candidate, record: Record, score: float, args: LabelArgume
         "hangul": hangul_share(dialogue, text),
         "own_words": 1 - copy_rate(dialogue, text),
     }
-    failed = tuple(name for name, passes in GATES.items() if not passes(dialogue, text))
+    failed = tuple(
+        name
+        for name, passes in GATES.items()
+        if not passes(dialogue, text) and all(passes(dialogue, reference) for reference in record.references)
+    )
     weights = [getattr(args, _WEIGHTS[name]) for name in parts]
     label = float(np.average(list(parts.values()), weights=weights)) - args.gate_penalty * len(failed)
     if rating is not None:
@@ -153,26 +161,37 @@ def read_ratings(path: Path, records: list[Record]) -> tuple[list[Candidate], di
         InputError: The file cannot be read, has neither form, an unknown id, or a rating that is no finite number.
     """
     known = {record.id for record in records}
-    candidates, values, pairs = [], {}, []
+    candidates: list[Candidate] = []
+    values: dict[tuple[str, str], float] = {}
+    pairs: list[dict[str, str]] = []
     for number, row in enumerate(file_rows(path), 1):
         where = f"{path}: row {number}"
-        keys = set(row) if isinstance(row, dict) else set()
-        if not ({"id", "candidate", "rating"} <= keys or {"id", "chosen", "rejected"} <= keys):
-            raise InputError(f"{where}: expected id,candidate,rating or id,chosen,rejected, found {', '.join(keys)}")
+        form = next((form for form in _RATING_FORMS if isinstance(row, dict) and set(form) <= set(row)), None)
+        if form is None:
+            found = ", ".join(map(str, row)) if isinstance(row, dict) else f"{row!r:.80}"
+            raise InputError(f"{where}: expected id,candidate,rating or id,chosen,rejected, found {found}")
+        texts = [row[name] for name in form if name not in ("id", "rating")]
+        if not all(isinstance(text, str) and text.strip() for text in texts) or len(set(texts)) < len(texts):
+            raise InputError(f"{where}: expected texts, none empty and no two the same, found {texts!r:.80}")
         if str(row["id"]) not in known:
             raise InputError(f"{where}: id {row['id']!r} is none of the {len(known)} dialogues; rate theirs")
-        if "rating" not in keys:
-            pairs.append({"id": str(row["id"])} | {name: one_line(row[name]) for name in ("chosen", "rejected")})
+        name, lines = str(row["id"]), [one_line(text) for text in texts]
+        if "rating" not in form:
+            pairs.append({"id": name, "chosen": lines[0], "rejected": lines[1]})
             continue
         try:
             value = float(row["rating"])
         except (TypeError, ValueError):
             value = math.nan
-        if not math.isfinite(value):
+        if not math.isfinite(value) or isinstance(row["rating"], bool):
             raise InputError(f"{where}: rating {row['rating']!r}: expected a finite number, such as 1 to 5")
-        candidate = Candidate(str(row["id"]), "rated", one_line(row["candidate"]))
+        candidate = Candidate(name, "rated", lines[0])
+        if _key(candidate) in values:
+            raise InputError(f"{where}: this summary of {name!r} is rated twice; give one rating, such as the mean")
         candidates.append(candidate)
         values[_key(candidate)] = value
+    if not values and not pairs:
+        raise InputError(f"{path}: no rows. Expected id,candidate,rating or id,chosen,rejected, and rows of them.")
     low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
     if values and low == high:
         raise InputError(f"{path}: every rating is {low:g}; expected ratings that tell summaries apart")

@@ -1,7 +1,7 @@
 """The reward model: a base with an adapter and a scalar head, trained on pairs by TRL's `RewardTrainer`.
 
 Departs from TRL 1.16 in two ways. All pairs of a dialogue are read together: the dialogue once, and after it each
-summary once, in however many pairs it stands; a pair read on its own is five times the work. And the head is saved
+summary once, in however many pairs it stands; and each dialogue counts alike. And the head is saved
 apart from the adapter, beside the mean and deviation of its scores on reference summaries, which centre it: so the
 adapter loads as one of several on a base.
 
@@ -10,6 +10,7 @@ Touvron et al. 2023 (arXiv 2307.09288), section 3.2.2.
 """
 
 import json
+import math
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
-from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardTrainer
 
 from alignment import dialogue, models
@@ -36,7 +37,7 @@ from alignment.training import AdapterCheckpoints, add_callbacks
 from reward.pairs import Pair
 
 HEAD = "head.safetensors"  # `weight`: 1 x H, float32
-SCALE = "reward.json"  # prompt form and phase, mean and deviation
+SCALE = "reward.json"  # prompt form and phase, mean and deviation, slope over log length
 
 CHUNKS = 4
 
@@ -62,7 +63,9 @@ def make_batch(
 
 
 def read(model: nn.Module, batch: Batch) -> Tensor:
-    """The head's raw score of each summary (N), at its last token.
+    """The head's raw score of each summary (N), at its last token that is not the pad token.
+
+    That is its end token, or the one before where a tokenizer pads with the end token.
 
     Summaries of like length are read together, so that little is padding; in `CHUNKS` parts however many they are, so
     that all processes call the model equally often, as sharded weights need it.
@@ -105,21 +108,34 @@ def _select(cache: Cache, rows: Tensor) -> Cache:
 
 
 def make_examples(
-    pairs: list[Pair], records: list[Record], max_tokens: int, form: str, phase: int, tokenizer: PreTrainedTokenizerBase
-) -> list[dict[str, Any]]:
+    pairs: list[Pair],
+    records: list[Record],
+    max_tokens: int,
+    bad_rows: str,
+    form: str,
+    phase: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[dict[str, Any]], list[dialogue.Shortened]]:
     """One example for each dialogue with pairs: token ids of its prompt and of each pair's summaries, and the margins.
 
-    A dialogue that is too long with its longest summary loses whole turns.
+    A dialogue that is too long with its longest summary loses whole turns; the second list says which, and what.
+
+    Args:
+        bad_rows: `skip` leaves out a dialogue of which not even the first turn fits.
     """
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False).input_ids)
+
     by_id: dict[str, list[Pair]] = {record.id: [] for record in records}
     for pair in pairs:
         by_id[pair.id].append(pair)
     paired = [
-        replace(record, references=(max((text for pair in own for text in (pair.chosen, pair.rejected)), key=len),))
+        replace(record, references=(max((text for pair in own for text in (pair.chosen, pair.rejected)), key=tokens),))
         for record in records
         if (own := by_id[record.id])
     ]
-    fitted, _ = dialogue.fit_records(paired, form, tokenizer, max_tokens)
+    fitted, shortened = dialogue.fit_records(paired, form, tokenizer, max_tokens, bad_rows=bad_rows)
     examples = []
     for record in fitted:
         prompt = dialogue.encode_prompt(dialogue.prompt_for(record, phase, form, tokenizer), form, tokenizer)
@@ -127,11 +143,8 @@ def make_examples(
         chosen = encode_summaries([pair.chosen for pair in own], form, tokenizer)
         rejected = encode_summaries([pair.rejected for pair in own], form, tokenizer)
         margins = [pair.margin for pair in own]
-        tokens = len(prompt) + sum(map(len, set(map(tuple, chosen + rejected))))
-        examples.append(
-            {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "margin": margins, "length": tokens}
-        )
-    return examples
+        examples.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "margin": margins})
+    return examples, shortened
 
 
 def encode_summaries(summaries: list[str], form: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -164,20 +177,32 @@ class PairCollator:
         }  # fmt: skip
 
 
+def _mean_by(owner: Tensor, values: Tensor) -> Tensor:
+    """The mean of the values of each owner (K of both), for the owners in the batch."""
+    _, index = owner.unique(return_inverse=True)
+    sums = torch.zeros(int(index.max()) + 1, device=values.device).index_add(0, index, values)
+    return sums / index.bincount()
+
+
 class DialogueRewardTrainer(AdapterCheckpoints, RewardTrainer):
     """TRL's `RewardTrainer` on examples of a dialogue: `prompt_ids`, and for each pair `chosen_ids`, `rejected_ids`."""
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's loss and figures, on scores that pairs share."""
-        pairs = torch.cat([inputs["chosen"], inputs["rejected"]])
-
-        def scored(**_: Any) -> SequenceClassifierOutput:
-            return SequenceClassifierOutput(logits=read(model, inputs)[pairs].unsqueeze(1))
-
-        shown = {"attention_mask": inputs["attention_mask"], "margin": inputs["margin"]}
-        return super().compute_loss(scored, shown, return_outputs, num_items_in_batch)
+        """The mean over dialogues of the mean loss of their pairs, so that each dialogue counts alike."""
+        scores, owner = read(model, inputs), inputs["owner"][inputs["chosen"]]  # N, K
+        chosen, rejected = scores[inputs["chosen"]], scores[inputs["rejected"]]
+        losses = -F.logsigmoid(chosen - rejected - inputs["margin"])
+        if self.args.center_rewards_coefficient is not None:
+            losses = losses + self.args.center_rewards_coefficient * (chosen + rejected) ** 2
+        loss = _mean_by(owner, losses)
+        right = _mean_by(owner, ((chosen - rejected).detach().sign() + 1) / 2)
+        figures = {"accuracy": right, "margin": _mean_by(owner, (chosen - rejected).detach())}
+        for name, values in figures.items():  # of each dialogue: processes have as many, but not as many pairs
+            own = self._metrics["train" if self.model.training else "eval"][name]
+            own += self.accelerator.gather_for_metrics(values).tolist()
+        return (loss.mean(), {"scores": scores}) if return_outputs else loss.mean()
 
     def _track_num_input_tokens(self, inputs: Batch) -> None:
         mask = torch.cat([inputs["attention_mask"].flatten(), inputs["summary_mask"].flatten()])
@@ -185,6 +210,8 @@ class DialogueRewardTrainer(AdapterCheckpoints, RewardTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         state = self.accelerator.unwrap_model(self.model).state_dict() if state_dict is None else state_dict
         name = next(name for name in state if name.endswith("score.weight"))
         save_file({"weight": state[name].contiguous()}, Path(output_dir or str(self.args.output_dir)) / HEAD)
@@ -217,6 +244,7 @@ def make_trainer(
         processing_class=tokenizer,
         data_collator=PairCollator(tokenizer, args.pad_to_multiple_of),
     )
+    head_of(trainer.model).to(torch.float32)  # TRL puts what is trained on quantised weights into bfloat16
     add_callbacks(trainer, "Reward model", args.early_stopping_patience)
     return trainer
 
@@ -244,6 +272,7 @@ def load_head(model: nn.Module, folder: str | Path) -> None:
 
 def load_scorer(config: ModelArguments, adapter: str | Path) -> PeftModel:
     """A base with the adapter of a folder, both trainable, and a head of zeros that computes in float32."""
+    models.check_trainable(config)
     base = models.load_base(config, scalar_head=True)
     base.score.to(torch.float32)
     nn.init.zeros_(base.score.weight)
@@ -256,6 +285,8 @@ def load_scorer(config: ModelArguments, adapter: str | Path) -> PeftModel:
 class RewardModel:
     """Scores summaries of dialogues: 0 is a mean reference summary, 1 a standard deviation better than that.
 
+    What length alone brings a reference summary is taken off, so that neither longer nor shorter ones pay.
+
     Example: `RewardModel.load("runs/reward/model").score([dialogue], [summary])`
     """
 
@@ -267,9 +298,12 @@ class RewardModel:
         phase: int,
         mean: float = 0.0,
         deviation: float = 1.0,
+        length_slope: float = 0.0,
+        mean_log_length: float = 0.0,
     ) -> None:
         self.model, self.tokenizer, self.form, self.phase = model, tokenizer, form, phase
         self.mean, self.deviation = mean, deviation
+        self.length_slope, self.mean_log_length = length_slope, mean_log_length
 
     @classmethod
     def load(cls, path: str | Path, model_args: ModelArguments | None = None) -> "RewardModel":
@@ -290,14 +324,15 @@ class RewardModel:
         return cls(model.to(PartialState().device).eval(), tokenizer, **facts)
 
     def save(self, path: str | Path) -> None:
-        """Writes prompt form, mean and deviation beside the adapter and head that the trainer has saved."""
-        facts = {"form": self.form, "phase": self.phase, "mean": self.mean, "deviation": self.deviation}
-        write_json(facts, Path(path) / SCALE)
+        """Writes prompt form and scale beside the adapter and head that the trainer has saved."""
+        names = ("form", "phase", "mean", "deviation", "length_slope", "mean_log_length")
+        write_json({name: getattr(self, name) for name in names}, Path(path) / SCALE)
 
     def publish(self, path: str | Path) -> None:
         """Writes a whole model that `AutoModelForSequenceClassification` loads, with its tokenizer.
 
-        Its one logit is the raw score of `prompt + summary + end token`; this class's is (logit - mean) / deviation.
+        Its one logit is the raw score of `prompt + summary + end token`; `reward.json` beside it has the scale.
+        Load it with `dtype="float32"` for the same logits: the head is float32 whatever the base is.
 
         Raises:
             InputError: The base is quantised: merged into rounded weights, the adapter would be rounded off.
@@ -309,10 +344,22 @@ class RewardModel:
         self.save(path)
 
     def centre(self, dialogues: list[str], references: list[str]) -> None:
-        """Takes mean and deviation from the raw scores of reference summaries, at least two."""
-        self.mean, self.deviation = 0.0, 1.0
-        raw = self.score(dialogues, references)
-        self.mean, self.deviation = float(np.mean(raw)), float(np.std(raw)) or 1.0
+        """Takes mean, deviation and the slope over log length from the raw scores of reference summaries.
+
+        Of ten references or fewer there is no slope, and of equal scores no deviation (1 stands in).
+        """
+        self.mean, self.deviation, self.length_slope = 0.0, 1.0, 0.0
+        raw = np.array(self.score(dialogues, references))
+        self.mean = float(raw.mean())
+        self.deviation = float(raw.std()) if np.ptp(raw) > 1e-6 else 1.0
+        log_lengths = np.log([max(len(text), 1) for text in references])
+        self.mean_log_length = float(log_lengths.mean())
+        if len(raw) > 10 and np.ptp(log_lengths) > 0:
+            self.length_slope = float(np.polyfit(log_lengths, (raw - self.mean) / self.deviation, 1)[0])
+
+    def _scaled(self, raw: float, summary: str) -> float:
+        beyond = math.log(max(len(summary), 1)) - self.mean_log_length
+        return (raw - self.mean) / self.deviation - self.length_slope * beyond
 
     def score(
         self, dialogues: list[str], summaries: list[str], batch_size: int = 8, description: str | None = None
@@ -343,7 +390,7 @@ class RewardModel:
                 batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
                 indices = [i for _, own in part for i in own]
                 for i, raw in zip(indices, read(self.model, batch).tolist(), strict=True):
-                    scores[i] = (raw - self.mean) / self.deviation
+                    scores[i] = self._scaled(raw, summaries[i])
                 progress.advance(len(part))
         return scores
 

@@ -28,7 +28,7 @@ class Pair:
     """Two summaries of a dialogue, the better one first.
 
     Attributes:
-        margin: Difference of the labels, above 0: by how much the scores are to differ at least.
+        margin: By how much the scores are to differ: the difference of the labels, or `ratings_weight` for a human's.
         kind: The kinds of the two candidates: `reference > speaker_swap`.
         length_bin: One of `BINS`, by the characters of the two; like length within `max_length_ratio`.
     """
@@ -50,20 +50,25 @@ def length_bin(chosen: str, rejected: str, max_ratio: float) -> str:
 def make_pairs(labels: list[Label], args: LabelArguments, human: Iterable[dict[str, str]] = ()) -> list[Pair]:
     """All pairs of each dialogue that labels and lengths allow, and the human ones, whose margin is `ratings_weight`.
 
+    What a human has compared, labels do not.
+
     Raises:
         InputError: No pair at all, with the reason.
     """
-    pairs, ids = [], {label.id for label in labels}
+    human = [row for row in human if row["id"] in {label.id for label in labels}]
+    judged = {(row["id"], frozenset((row["chosen"], row["rejected"]))) for row in human}
+    pairs = []
     for _, group in groupby(sorted(labels, key=lambda label: label.id), key=lambda label: label.id):
         for one, other in combinations(group, 2):
             better, worse = (one, other) if one.label >= other.label else (other, one)
             margin = better.label - worse.label
             where = length_bin(better.text, worse.text, args.max_length_ratio)
             comparable = where == BINS[1] or len(worse.failed) > len(better.failed)
+            comparable = comparable and (one.id, frozenset((one.text, other.text))) not in judged
             if comparable and margin > 0 and margin >= args.min_margin and better.kind not in CORRUPTED:
                 kind = f"{better.kind} > {worse.kind}"
                 pairs.append(Pair(better.id, better.text, worse.text, margin, kind, where))
-    for row in (row for row in human if row["id"] in ids):
+    for row in human:
         where = length_bin(row["chosen"], row["rejected"], args.max_length_ratio)
         pairs.append(Pair(row["id"], row["chosen"], row["rejected"], args.ratings_weight, "human", where))
     if not pairs:

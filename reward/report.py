@@ -25,12 +25,18 @@ CONFIDENCE_BINS = 5
 
 
 def report(
-    model: RewardModel, labels: list[Label], pairs: list[Pair], dialogues: dict[str, str], min_accuracy: float
+    model: RewardModel,
+    labels: list[Label],
+    pairs: list[Pair],
+    dialogues: dict[str, str],
+    min_accuracy: float,
+    batch_size: int = 8,
 ) -> dict[str, Any]:
     """Scores every candidate and pair of held-out dialogues.
 
     Args:
         dialogues: Text by id.
+        batch_size: Dialogues at a time.
 
     Returns:
         `fit`, `accuracy` (share of pairs whose chosen summary scores higher; a tie counts half), the same `by_kind` and
@@ -38,7 +44,8 @@ def report(
         (Pearson, of score and characters), and `scores` by kind of candidate.
     """
     texts = list(dict.fromkeys([(label.id, label.text) for label in labels] + _texts(pairs)))
-    values = model.score([dialogues[name] for name, _ in texts], [text for _, text in texts], description="Scoring")
+    of_texts = [dialogues[name] for name, _ in texts]
+    values = model.score(of_texts, [text for _, text in texts], batch_size, "Scoring")
     scores = dict(zip(texts, values, strict=True))
     margins = np.array([scores[pair.id, pair.chosen] - scores[pair.id, pair.rejected] for pair in pairs])
     right = (np.sign(margins) + 1) / 2
@@ -95,14 +102,15 @@ def spearman_within(labels: list[Label], scores: dict[tuple[str, str], float]) -
 def correlation(points: list[tuple[float, int]]) -> float | None:
     """Pearson's correlation of score and length, or None where either does not vary."""
     table = np.array(points, dtype=float).reshape(-1, 2)
-    return float(np.corrcoef(table.T)[0, 1]) if len(table) > 1 and (table.std(axis=0) > 0).all() else None
+    return float(np.corrcoef(table.T)[0, 1]) if len(table) > 1 and np.ptp(table, axis=0).all() else None
 
 
 def calibration(margins: np.ndarray) -> dict[str, Any]:
     """How often the summary that scores higher is the chosen one, by how sure the model is of it.
 
     Args:
-        margins: Raw score of chosen less that of rejected; the model's confidence is the sigmoid of its size.
+        margins: Raw score of chosen less that of rejected; the model's confidence is the sigmoid of its size. Training
+            asks for a margin besides, so a model that does as it was taught is a little too sure.
 
     Returns:
         `bins` from confidence 0.5 to 1, and `error`: the expected calibration error, weighted by the pairs in each.

@@ -2,10 +2,12 @@
 
 import pytest
 
-from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RewardArguments, SFTArguments, parse
 from alignment.errors import InputError
+from reward.labels import LabelArguments
 
 CLASSES = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
+REWARD = (ModelArguments, DataArguments, PromptArguments, LabelArguments, RewardArguments)
 
 
 @pytest.fixture
@@ -226,3 +228,89 @@ def test_the_best_model_by_rouge_needs_rows_to_summarise():
 )
 def test_quantisation_is_on_off_or_not_said(words, value):
     assert settings(*words)["load_in_4bit"] is value
+
+
+# --- a recipe's own section
+
+
+def of_reward(*argv):
+    parsed = parse(REWARD, [str(word) for word in argv], section="reward")
+    return {key: value for arguments in parsed for key, value in vars(arguments).items()}
+
+
+def refusal_of_reward(*argv):
+    with pytest.raises(InputError) as error:
+        of_reward(*argv)
+    return str(error.value)
+
+
+def test_settings_of_fine_tuning_are_passed_over(config):
+    given = of_reward("--config", config("learning_rate: 1\noutput_dir: mine\nphases: '1'\nrouge_eval_rows: 3"))
+    assert (given["learning_rate"], given["output_dir"]) == (5e-4, "runs/reward")
+
+
+def test_model_and_data_above_the_section_are_shared(config):
+    given = of_reward("--config", config("model_name_or_path: a/b\ndataset_path: mine.csv\nreward:\n  samples: 1"))
+    assert (given["model_name_or_path"], given["dataset_path"]) == ("a/b", "mine.csv")
+
+
+def test_the_section_is_read_with_the_settings_of_every_class(config):
+    text = "learning_rate: 1\nreward:\n  learning_rate: 2e-3\n  samples: 7\n  min_margin: 0.2\n  temperatures: [0.5]"
+    given = of_reward("--config", config(text))
+    assert (given["learning_rate"], given["samples"], given["min_margin"]) == (2e-3, 7, 0.2)
+    assert given["temperatures"] == [0.5]
+
+
+def test_the_section_goes_before_what_stands_above_it(config):
+    text = "reward:\n  dataset_path: own.csv\ndataset_path: shared.csv"
+    assert of_reward("--config", config(text))["dataset_path"] == "own.csv"
+
+
+def test_the_command_line_goes_before_the_section(config):
+    assert of_reward("--config", config("reward:\n  samples: 7"), "--samples", 2)["samples"] == 2
+
+
+@pytest.mark.parametrize("text", ["lora_r: 4", "lora_r: 4\nreward:"])
+def test_a_section_may_be_missing_or_empty(config, text):
+    given = of_reward("--config", config(text))
+    assert (given["lora_r"], given["samples"]) == (4, 4)
+
+
+@pytest.mark.parametrize("text", ["reward:\n  sampels: 3", "sampels: 3"])
+def test_an_unknown_key_in_or_above_the_section_is_refused_with_the_nearest_name(config, text):
+    message = refusal_of_reward("--config", config(text))
+    assert "run.yaml: unknown key `sampels`. Did you mean `samples`?" in message
+
+
+def test_a_setting_of_fine_tuning_in_the_section_is_refused(config):
+    assert "unknown key `phase2_epochs`" in refusal_of_reward("--config", config("reward:\n  phase2_epochs: 1"))
+
+
+def test_a_wrong_type_in_the_section_is_refused(config):
+    assert "run.yaml: samples 'few': expected int" in refusal_of_reward("--config", config("reward:\n  samples: few"))
+
+
+@pytest.mark.parametrize(("text", "found"), [("reward: [samples]", "['samples']"), ("reward: 5", "5")])
+def test_a_section_that_is_no_mapping_is_refused(config, text, found):
+    message = refusal_of_reward("--config", config(text))
+    assert f"run.yaml: reward: expected indented lines of `key: value` under it, found {found}" in message
+
+
+def test_fine_tuning_ignores_the_section(config):
+    given = settings("--config", config("learning_rate: 1e-3\nreward:\n  learning_rate: 2e-3\n  samples: 7"))
+    assert given["learning_rate"] == 1e-3
+    assert "samples" not in given
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--stage", "ppo"], "--stage ppo: expected one of sample, label, pair, train, report."),
+        (["--samples", "-1"], "--samples -1: expected 0 or more."),
+        (["--temperatures", "0.7", "0"], "--temperatures [0.7, 0.0]: expected numbers above 0"),
+        (["--min_accuracy", "65"], "--min_accuracy 65.0: expected a share from 0 to 1."),
+        (["--trust_remote_code", "true"], "--trust_remote_code: no code"),
+    ],
+)
+def test_a_setting_of_the_reward_model_out_of_range_is_refused(words, says):
+    assert says in refusal_of_reward(*words)

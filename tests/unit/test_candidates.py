@@ -1,11 +1,20 @@
 """reward/candidates.py: corruptions by hand, what applies where, and files of candidates."""
 
 import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from alignment.arguments import PromptArguments
 from alignment.data import Record, load_records
 from alignment.errors import InputError
+from alignment.formats import write_rows
+from alignment.generation import Decoding
+from alignment.summarizer import Summarizer
 from reward.candidates import (
     Candidate,
     changed_number,
@@ -14,8 +23,9 @@ from reward.candidates import (
     read_candidates,
     references,
     repeated_sentence,
+    samples,
     swapped_speakers,
-    write_candidates,
+    without_model,
 )
 from reward.morphemes import MASK
 from reward.numerals import numbers
@@ -147,7 +157,7 @@ def test_one_record_has_no_other_dialogue():
 
 def test_candidates_are_read_back_as_written(tmp_path):
     candidates = [*references([record('그는 "네"라고 한다.')]), Candidate("a", "sample", "표를 산다.")]
-    write_candidates(candidates, tmp_path / "candidates.jsonl")
+    write_rows(map(asdict, candidates), tmp_path / "candidates.jsonl")
     assert read_candidates(tmp_path / "candidates.jsonl", [record("x")]) == candidates
 
 
@@ -169,3 +179,82 @@ def test_a_faulty_file_of_candidates_is_told_by_its_row(content, telling, tmp_pa
     (tmp_path / "bad").write_text(content, "utf-8")
     with pytest.raises(InputError, match=telling):
         read_candidates(tmp_path / "bad", [record("x")])
+
+
+def test_all_that_needs_no_model_is_references_corruptions_and_what_is_given_for_these_dialogues():
+    own = [record("#Person1#은 3시에 표를 산다.", name="a"), record("표가 없다.", "#Person1#: 응.", "b")]
+    given = [Candidate(name, "given", "둘은 표를 산다.") for name in ("a", "other")]
+    made = without_model(own, given, seed=1)
+    assert made == [*references(own), *corruptions(own, seed=1), given[0]]
+
+
+# --- samples
+
+RECORDS = [record("둘은 만난다.", name="a"), record("표가 없다.", "#Person1#: 표 있어?\n#Person2#: 없어.", "b")]
+DECODING = Decoding(batch_size=4, seed=1)
+FACTS = {"sft_model": "weights"}
+
+
+def no_model() -> Summarizer:
+    raise AssertionError("a model was to be loaded")
+
+
+@pytest.fixture(scope="module")
+def load(tiny_model: Path) -> Callable[[], Summarizer]:
+    return partial(Summarizer.load, str(tiny_model), None, PromptArguments(max_new_tokens=6))
+
+
+@pytest.fixture
+def sampled(load, tmp_path) -> tuple[Path, list[Candidate]]:
+    """A file of three samples for each record, and what was returned for it."""
+    path = tmp_path / "train.samples.jsonl"
+    return path, samples(load, RECORDS, 3, [0.7, 1.0], DECODING, path, FACTS)
+
+
+def test_each_dialogue_gets_as_many_samples_as_asked_for(sampled):
+    _, candidates = sampled
+    assert Counter((one.id, one.kind) for one in candidates) == {("a", "sample"): 3, ("b", "sample"): 3}
+    assert len({one.text for one in candidates}) > 2
+
+
+def test_samples_are_read_back_without_a_model(sampled):
+    path, candidates = sampled
+    assert samples(no_model, RECORDS, 3, [0.7, 1.0], replace(DECODING, batch_size=1), path, FACTS) == candidates
+
+
+def test_nothing_but_samples_and_their_facts_is_left(sampled):
+    path, _ = sampled
+    assert {file.name for file in path.parent.iterdir()} == {"train.samples.jsonl", "train.samples.facts.json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"facts": {"sft_model": "other"}}, "sft_model"),
+        ({"count": 2}, "count"),
+        ({"temperatures": [0.7]}, "temperatures"),
+        ({"decoding": Decoding(seed=2)}, "seed"),
+        ({"records": RECORDS[:1]}, "dialogues"),
+    ],
+)
+def test_samples_made_otherwise_are_refused_with_what_differs(change, named, sampled):
+    path, _ = sampled
+    asked = {"records": RECORDS, "count": 3, "temperatures": [0.7, 1.0], "decoding": DECODING, "facts": FACTS} | change
+    with pytest.raises(InputError, match=rf"holds samples made otherwise \({named}\)"):
+        samples(no_model, path=path, **asked)
+
+
+def test_once_the_file_is_deleted_samples_are_made_anew(sampled, load):
+    path, _ = sampled
+    path.unlink()
+    assert len(samples(load, RECORDS, 1, [1.0], DECODING, path, FACTS)) == len(RECORDS)
+
+
+def test_samples_are_the_same_for_the_same_seed_only(sampled, load, tmp_path):
+    _, candidates = sampled
+    again, other = (
+        samples(load, RECORDS, 3, [0.7, 1.0], replace(DECODING, seed=seed), tmp_path / f"{seed}.jsonl", FACTS)
+        for seed in (1, 2)
+    )
+    assert again == candidates
+    assert other != candidates
