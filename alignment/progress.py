@@ -1,5 +1,6 @@
 """What one sees while waiting: rich progress bars with rate, time left and peak memory."""
 
+import gc
 import resource
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ def peak_memory_gib() -> float:
 
 
 def reset_peak_memory() -> None:
-    """Starts `peak_memory_gib` anew (on Linux and on GPUs; elsewhere it goes on from the highest so far)."""
+    """Frees what is left over and starts `peak_memory_gib` anew (on Linux and GPUs; elsewhere the highest stays)."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif Path("/proc/self/clear_refs").exists():

@@ -1,21 +1,17 @@
 """The reward model: candidates -> labels -> preference pairs -> training -> report, from the model that phase 2 left.
 
     accelerate launch recipes/reward.py
-    accelerate launch recipes/reward.py --sft_model runs/mine/phase2 --dataset_path train.csv \
-        --eval_dataset_path dev.csv --output_dir runs/mine/reward
+    accelerate launch recipes/reward.py --sft_model runs/my/phase2 --dataset_path train.csv --eval_dataset_path dev.csv
     python recipes/reward.py --stage label --samples 0
 
 Results: OUTPUT_DIR/data (candidates, labels, and pairs in TRL's columns, for training and held out), OUTPUT_DIR/model,
 report.json and report.html. `--stage` names the last stage to do; what is there already is not done again.
 """
 
-import copy
-import gc
 import sys
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -24,7 +20,7 @@ from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptAr
 from alignment.errors import InputError
 from alignment.formats import write_rows
 from alignment.generation import Decoding
-from alignment.progress import reset_peak_memory, show_table
+from alignment.progress import reset_peak_memory
 from alignment.summarizer import Summarizer
 from reward import candidates, pairs
 from reward.labels import LabelArguments, label_candidates, read_ratings, show_examples
@@ -32,12 +28,13 @@ from reward.model import RewardModel, load_scorer, make_examples, make_trainer
 from reward.report import report, write_report
 
 SPLITS = ("train", "held_out")
+Pairs, Records = dict[str, list[pairs.Pair]], dict[str, list[data.Record]]
 
 
 def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, PromptArguments, LabelArguments, RewardArguments)
-    parsed = parse(classes, argv, default_config=CONFIGS / "embedded.yaml", section="reward")
-    model_args, data_args, prompt_args, label_args, args = parsed
+    options = parse(classes, argv, default_config=CONFIGS / "embedded.yaml", section="reward")
+    model_args, data_args, prompt_args, label_args, args = options
     models.check_adapter(args.sft_model, model_args.model_name_or_path, "--sft_model")
     sft = run.read_manifest(args.sft_model) or {}
     form, phase = sft.get("prompt_form", "instruction"), sft.get("phase", 1)
@@ -85,8 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     for split in SPLITS:
         prompts = {record.id: dialogue.prompt_for(record, **prompting) for record in records[split]}
         write_rows(pairs.as_rows(compared[split], prompts), folder / f"{split}.pairs.jsonl", keep)
-    title = f"{len(compared['train'])} pairs to train on, {len(compared['held_out'])} held out"
-    show_table(title, ("kind", "pairs", *pairs.BINS), pairs.counts(compared["train"]))
+    pairs.show_counts(compared["train"])
     if args.stage == "pair":
         return
 
@@ -96,41 +92,34 @@ def main(argv: list[str] | None = None) -> None:
     if current.finished:
         run.say(f"Reward model: already done, {current.folder}.")
     else:
-        train_model(current, compared, records, prompting, model_args, data_args.bad_rows, args)
+        train_model(current, compared, records, prompting, model_args, args)
     if args.stage == "report":
-        texts = {record.id: record.dialogue for record in held_out}
-        gc.collect()  # the model as it was trained, before it is loaded as it will be used
-        judged = labels["held_out"], compared["held_out"], texts
-        reward_model = RewardModel.load(current.folder)
-        figures = report(reward_model, *judged, args.min_accuracy, args.per_device_eval_batch_size)
+        reset_peak_memory()  # the model as it was trained is gone; here it is as it will be used
+        judged = RewardModel.load(current.folder), labels["held_out"], compared["held_out"], held_out
+        figures = report(*judged, args.min_accuracy, args.per_device_eval_batch_size)
         write_report(figures, f"Reward model {current.folder}", output)
 
 
 def train_model(
     current: run.Run,
-    compared: dict[str, list[pairs.Pair]],
-    records: dict[str, list[data.Record]],
-    prompting: dict[str, Any],
+    compared: Pairs,
+    records: Records,
+    prompting: dict,
     model_args: ModelArguments,
-    bad_rows: str,
     args: RewardArguments,
 ) -> None:
     """Trains on the pairs into the folder of the run, and centres the scores on held-out references."""
-    gc.collect()  # what sampling left in memory, before the peak of training is counted
-    reset_peak_memory()
-    examples = []
+    reset_peak_memory()  # what sampled is gone
+    examples = {}
     for split in SPLITS:
-        own, shortened = make_examples(compared[split], records[split], args.max_length, bad_rows, **prompting)
+        examples[split], shortened = make_examples(compared[split], records[split], args.max_length, **prompting)
         dialogue.write_shortened(shortened, current.folder / f"{split}.shortened.json")
-        examples.append(own)
-    args = copy.copy(args)
-    args.output_dir = str(current.folder)
-    trainer = make_trainer(load_scorer(model_args, args.sft_model), prompting["tokenizer"], args, *examples)
+    model, tokenizer = load_scorer(model_args, args.sft_model), prompting["tokenizer"]
+    trainer = make_trainer(model, tokenizer, args, current.folder, examples["train"], examples["held_out"])
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
-    reward_model = RewardModel(trainer.model.eval(), **prompting)
-    references = [(record.dialogue, text) for record in records["held_out"] for text in record.references]
-    reward_model.centre(*map(list, zip(*references, strict=True)))
+    reward_model = RewardModel(model.eval(), **prompting)
+    reward_model.centre(records["held_out"])
     reward_model.save(current.folder)
     current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)
     run.say(f"Reward model: done in {current.manifest['seconds'] / 60:.1f} min, {current.folder}.")

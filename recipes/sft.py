@@ -10,7 +10,6 @@ phase 2 goes on from phase 1's adapter with five. Results: OUTPUT_DIR/phase1 and
 """
 
 import copy
-import gc
 import sys
 from pathlib import Path
 
@@ -82,8 +81,7 @@ def train_phase(
     if current.checkpoint:
         run.say(f"Phase {phase}: going on from {current.checkpoint}.")
 
-    gc.collect()  # what phase 1 left in memory, before phase 2's peak is counted
-    reset_peak_memory()
+    reset_peak_memory()  # phase 1's model is gone
     which = args.phase2_instructions if phase == 2 else "first"
     examples = [
         dialogue.encode_example(record, instruction, form, tokenizer)

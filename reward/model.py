@@ -111,7 +111,6 @@ def make_examples(
     pairs: list[Pair],
     records: list[Record],
     max_tokens: int,
-    bad_rows: str,
     form: str,
     phase: int,
     tokenizer: PreTrainedTokenizerBase,
@@ -119,9 +118,7 @@ def make_examples(
     """One example for each dialogue with pairs: token ids of its prompt and of each pair's summaries, and the margins.
 
     A dialogue that is too long with its longest summary loses whole turns; the second list says which, and what.
-
-    Args:
-        bad_rows: `skip` leaves out a dialogue of which not even the first turn fits.
+    One of which not even the first turn fits is left out.
     """
 
     def tokens(text: str) -> int:
@@ -135,7 +132,7 @@ def make_examples(
         for record in records
         if (own := by_id[record.id])
     ]
-    fitted, shortened = dialogue.fit_records(paired, form, tokenizer, max_tokens, bad_rows=bad_rows)
+    fitted, shortened = dialogue.fit_records(paired, form, tokenizer, max_tokens, bad_rows="skip")
     examples = []
     for record in fitted:
         prompt = dialogue.encode_prompt(dialogue.prompt_for(record, phase, form, tokenizer), form, tokenizer)
@@ -229,11 +226,13 @@ def make_trainer(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     args: RewardArguments,
+    folder: Path,
     train_examples: list[dict[str, Any]],
     eval_examples: list[dict[str, Any]],
 ) -> DialogueRewardTrainer:
     """A trainer on examples that are tokenised and fitted already, with progress and early stopping."""
     args = copy(args)
+    args.output_dir = str(folder)
     args.max_length = None  # for TRL, which would measure lists of lists
     args.remove_unused_columns, args.prediction_loss_only = False, True
     trainer = DialogueRewardTrainer(
@@ -343,12 +342,14 @@ class RewardModel:
         self.tokenizer.save_pretrained(str(path))
         self.save(path)
 
-    def centre(self, dialogues: list[str], references: list[str]) -> None:
-        """Takes mean, deviation and the slope over log length from the raw scores of reference summaries.
+    def centre(self, records: list[Record]) -> None:
+        """Takes mean, deviation and the slope over log length from the raw scores of the references.
 
         Of ten references or fewer there is no slope, and of equal scores no deviation (1 stands in).
         """
         self.mean, self.deviation, self.length_slope = 0.0, 1.0, 0.0
+        of_references = [(record.dialogue, text) for record in records for text in record.references]
+        dialogues, references = map(list, zip(*of_references, strict=True))
         raw = np.array(self.score(dialogues, references))
         self.mean = float(raw.mean())
         self.deviation = float(raw.std()) if np.ptp(raw) > 1e-6 else 1.0

@@ -17,6 +17,7 @@ from typing import Any
 
 from alignment.data import Record
 from alignment.errors import InputError
+from alignment.progress import show_table
 from reward.candidates import CORRUPTED
 from reward.labels import Label, LabelArguments
 
@@ -112,6 +113,11 @@ def summary(pairs: list[Pair]) -> dict[str, Any]:
     """What a manifest says of pairs: how many, and their fingerprint."""
     lines = "\n".join(json.dumps(asdict(pair)) for pair in pairs)
     return {"pairs": len(pairs), "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+
+
+def show_counts(pairs: list[Pair]) -> None:
+    """Prints the table of `counts`."""
+    show_table(f"{len(pairs)} pairs to train on", ("kind", "pairs", *BINS), counts(pairs))
 
 
 def counts(pairs: list[Pair]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from jinja2 import Template
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from alignment.data import Record
 from alignment.progress import show_table
 from alignment.run import is_main_process, say, write_json
 from reward.labels import Label
@@ -28,14 +29,13 @@ def report(
     model: RewardModel,
     labels: list[Label],
     pairs: list[Pair],
-    dialogues: dict[str, str],
+    records: list[Record],
     min_accuracy: float,
     batch_size: int = 8,
 ) -> dict[str, Any]:
     """Scores every candidate and pair of held-out dialogues.
 
     Args:
-        dialogues: Text by id.
         batch_size: Dialogues at a time.
 
     Returns:
@@ -44,8 +44,8 @@ def report(
         (Pearson, of score and characters), and `scores` by kind of candidate.
     """
     texts = list(dict.fromkeys([(label.id, label.text) for label in labels] + _texts(pairs)))
-    of_texts = [dialogues[name] for name, _ in texts]
-    values = model.score(of_texts, [text for _, text in texts], batch_size, "Scoring")
+    dialogues = {record.id: record.dialogue for record in records}
+    values = model.score([dialogues[name] for name, _ in texts], [text for _, text in texts], batch_size, "Scoring")
     scores = dict(zip(texts, values, strict=True))
     margins = np.array([scores[pair.id, pair.chosen] - scores[pair.id, pair.rejected] for pair in pairs])
     right = (np.sign(margins) + 1) / 2

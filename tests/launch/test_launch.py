@@ -110,8 +110,6 @@ def rewarded(
     launched: dict[int, Path], tiny_model: Path, dialogues: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, Path]:
     """A reward model by two processes and one by one, from the samples of the two, by the number of processes."""
-    # BUG in every test of this fixture: two processes with different numbers of pairs cannot gather their scores, and
-    # all of them write the head
     folder = tmp_path_factory.mktemp("rewarded")
     for processes, config, accumulation in ((2, "cpu_two_processes", 1), (1, "cpu", 2)):
         if processes == 1:

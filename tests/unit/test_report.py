@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from alignment.data import Record
 from reward.labels import Label
 from reward.pairs import BINS, Pair
 from reward.report import calibration, correlation, report, spearman_within, write_report
@@ -107,11 +108,11 @@ class Scorer:
     def __init__(self, scores: dict[tuple[str, str], float]) -> None:
         self.scores = scores
 
-    def score(self, dialogues: list[str], summaries: list[str], description: str | None = None) -> list[float]:
+    def score(self, dialogues: list[str], summaries: list[str], batch_size: int, description: str) -> list[float]:
         return [self.scores[key] for key in zip(dialogues, summaries, strict=True)]
 
 
-DIALOGUES = {"a": "대화 가", "b": "대화 나"}
+RECORDS = [Record("a", "대화 가", ("참",)), Record("b", "대화 나", ("참",))]
 SCORES = {
     ("대화 가", "참"): 1.0, ("대화 가", "견본"): 0.25, ("대화 가", "사람"): 0.0,
     ("대화 나", "참"): 0.5, ("대화 나", "견본"): 0.5, ("대화 나", "반"): 0.75,
@@ -130,7 +131,7 @@ PAIRS = [
 
 
 def figures(min_accuracy: float = 0.6) -> dict:
-    return report(Scorer(SCORES), CANDIDATES, PAIRS, DIALOGUES, min_accuracy)
+    return report(Scorer(SCORES), CANDIDATES, PAIRS, RECORDS, min_accuracy)
 
 
 def test_accuracy_counts_a_tie_half():
