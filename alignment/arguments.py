@@ -329,11 +329,11 @@ def parse(
 
     passed_over = (*passed_over, SFTArguments) if section else passed_over
     content = _read_yaml(config) if config is not None else {}
-    sections = {name: content.pop(name) for name in SECTIONS if content.get(name) is not None}
+    sections = {name: content.pop(name) for name in SECTIONS if name in content}
     for name, own in sections.items():
-        if not isinstance(own, dict):
+        if own is not None and not isinstance(own, dict):
             raise InputError(f"{config}: {name}: expected indented lines of `key: value` under it, found {own!r:.50}.")
-    own = sections.get(section or "", {})
+    own = sections.get(section or "") or {}
 
     from_yaml: list[str] = []
     read = {name for cls in classes if any(issubclass(other, cls) for other in passed_over) for name in _fields(cls)}

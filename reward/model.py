@@ -377,10 +377,11 @@ class RewardModel:
         if len(dialogues) != len(summaries):
             raise InputError(f"{len(dialogues)} dialogues but {len(summaries)} summaries: expected as many of both.")
         ends = encode_summaries(summaries, self.form, self.tokenizer)
-        prompts = self._prompts(list(dict.fromkeys(dialogues)), max(map(len, ends), default=0))
-        owned: dict[str, list[int]] = {text: [] for text in sorted(prompts, key=lambda text: len(prompts[text]))}
+        owned: dict[str, list[int]] = {}
         for index, text in enumerate(dialogues):
-            owned[text].append(index)
+            owned.setdefault(text, []).append(index)
+        prompts = self._prompts({text: max(len(ends[i]) for i in own) for text, own in owned.items()})
+        owned = {text: owned[text] for text in sorted(owned, key=lambda text: len(prompts[text]))}
         groups, scores = list(owned.items()), [0.0] * len(summaries)
         with Progress(description, total=len(groups)) as progress, torch.inference_mode():
             for start in range(0, len(groups), batch_size):
@@ -395,11 +396,14 @@ class RewardModel:
                 progress.advance(len(part))
         return scores
 
-    def _prompts(self, dialogues: list[str], summary_tokens: int) -> dict[str, list[int]]:
-        records = [Record(f"no. {i + 1}", text, ()) for i, text in enumerate(dialogues)]
+    def _prompts(self, summary_tokens: dict[str, int]) -> dict[str, list[int]]:
+        """Token ids of each dialogue's prompt, with room for that many tokens of summary."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if context:
-            records, _ = dialogue.fit_records(records, self.form, self.tokenizer, context, summary_tokens)
-        prompts = [dialogue.prompt_for(record, self.phase, self.form, self.tokenizer) for record in records]
-        ids = [dialogue.encode_prompt(prompt, self.form, self.tokenizer) for prompt in prompts]
-        return dict(zip(dialogues, ids, strict=True))
+        ids = {}
+        for text, reserve in summary_tokens.items():
+            records = [Record(f"{text[:30]}…", text, ())]
+            if context:
+                records, _ = dialogue.fit_records(records, self.form, self.tokenizer, context, reserve)
+            prompt = dialogue.prompt_for(records[0], self.phase, self.form, self.tokenizer)
+            ids[text] = dialogue.encode_prompt(prompt, self.form, self.tokenizer)
+        return ids
