@@ -234,7 +234,7 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
     if not config.use_peft:
         return load_base(replace(config, model_name_or_path=str(start_from)) if start_from else config)
     if start_from is not None:
-        check_adapter(start_from, config.model_name_or_path, "--use_peft true with")
+        check_adapter(start_from, config.model_name_or_path, "--use_peft true:")
     base = load_base(config)
     if start_from is not None:
         return add_adapter(base, start_from, trainable=True)

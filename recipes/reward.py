@@ -24,8 +24,9 @@ from alignment.progress import reset_peak_memory
 from alignment.summarizer import Summarizer
 from reward import candidates, pairs
 from reward.labels import LabelArguments, label_candidates, read_ratings, show_examples
-from reward.model import RewardModel, load_scorer, make_examples, make_trainer
+from reward.model import RewardModel, load_scorer
 from reward.report import report, write_report
+from reward.trainer import make_examples, make_trainer
 
 SPLITS = ("train", "held_out")
 Pairs, Records = dict[str, list[pairs.Pair]], dict[str, list[data.Record]]

@@ -279,7 +279,8 @@ def test_a_section_may_be_missing_or_empty(config, text):
 @pytest.mark.parametrize("text", ["reward:\n  sampels: 3", "sampels: 3"])
 def test_an_unknown_key_in_or_above_the_section_is_refused_with_the_nearest_name(config, text):
     message = refusal_of_reward("--config", config(text))
-    assert "run.yaml: unknown key `sampels`. Did you mean `samples`?" in message
+    assert ("run.yaml: reward: unknown" in message) == text.startswith("reward")
+    assert "unknown key `sampels`. Did you mean `samples`?" in message
 
 
 def test_a_setting_of_fine_tuning_in_the_section_is_refused(config):
@@ -287,7 +288,9 @@ def test_a_setting_of_fine_tuning_in_the_section_is_refused(config):
 
 
 def test_a_wrong_type_in_the_section_is_refused(config):
-    assert "run.yaml: samples 'few': expected int" in refusal_of_reward("--config", config("reward:\n  samples: few"))
+    assert "run.yaml: reward: samples 'few': expected int" in refusal_of_reward(
+        "--config", config("reward:\n  samples: few")
+    )
 
 
 @pytest.mark.parametrize(("text", "found"), [("reward: [samples]", "['samples']"), ("reward: 5", "5")])

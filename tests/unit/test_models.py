@@ -248,7 +248,7 @@ def test_an_adapter_in_place_of_a_model_is_refused_with_its_base(tiny_model, ada
 
 
 def test_a_whole_model_in_place_of_an_adapter_is_refused(tiny_model):
-    with pytest.raises(InputError, match="a whole model, where an adapter is expected"):
+    with pytest.raises(InputError, match="a whole model, where a trained adapter is expected"):
         models.load_for_training(arguments(tiny_model), start_from=tiny_model)
 
 

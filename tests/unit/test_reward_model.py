@@ -29,19 +29,9 @@ from alignment.arguments import ModelArguments, RewardArguments
 from alignment.data import Record, load_records
 from alignment.errors import InputError
 from alignment.run import write_json
-from reward.model import (
-    HEAD,
-    PairCollator,
-    RewardModel,
-    encode_summaries,
-    head_of,
-    load_scorer,
-    make_batch,
-    make_examples,
-    make_trainer,
-    read,
-)
+from reward.model import HEAD, RewardModel, encode_summaries, head_of, load_scorer, make_batch, read
 from reward.pairs import Pair
+from reward.trainer import PairCollator, make_examples, make_trainer
 
 SIZES = {"vocab_size": 1000, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 GROUPED = SIZES | {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16}
