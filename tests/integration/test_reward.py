@@ -31,7 +31,7 @@ ADAPTER = "adapter_model.safetensors"
 SPLITS = ("train", "held_out")
 Flags = Callable[..., list[str]]
 
-# 12 steps of 4 dialogues or mirrored ones, and so many samples, one at a time, that there is time to kill it among them.
+# 12 steps, and so many samples, one at a time, that there is time to kill it among them.
 LONG = {"early_stopping_patience": 9, "save_total_limit": 10, "samples": 4, "sample_batch_size": 1}
 # Labels of references and corruptions: no model is loaded.
 QUICK = {"samples": 0, "stage": "label"}
