@@ -12,7 +12,7 @@ quickstart: .venv/installed  ## Train and score the embedded model, and a reward
 		--dataset_path embedded-ko --output_dir $(RUN) --overwrite_output_dir true
 	@echo "Reward model: samples of phase 2, labels, pairs, training, report."
 	$(LAUNCH) recipes/reward.py --sft_model $(RUN)/phase2 --output_dir $(RUN)/reward \
-		--max_train_rows 64 --samples 1 --resume_from_checkpoint true
+		--max_train_rows 40 --max_eval_rows 24 --samples 1 --resume_from_checkpoint true
 
 test: .venv/installed  ## Run every test.
 	$(BIN)/python -m pytest
