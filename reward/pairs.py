@@ -3,7 +3,7 @@
 Two summaries of a dialogue make a pair where their labels differ by `min_margin` or more. Length must not decide: a
 pair's two summaries are of like length (`max_length_ratio`), unless a gate decides between them. What such pairs teach
 of length cancels out: a cut text loses by being shorter, a repetition by being longer. A corruption is never the better
-one: which of two is worse, nobody can say.
+one, nor are two references compared: which of them is better, the labels cannot say.
 """
 
 import hashlib
@@ -65,6 +65,7 @@ def make_pairs(labels: list[Label], args: LabelArguments, human: Iterable[dict[s
             margin = better.label - worse.label
             where = length_bin(better.text, worse.text, args.max_length_ratio)
             comparable = where == BINS[1] or len(worse.failed) > len(better.failed)
+            comparable = comparable and not one.kind == other.kind == "reference"
             comparable = comparable and (one.id, frozenset((one.text, other.text))) not in judged
             if comparable and margin > 0 and margin >= args.min_margin and better.kind not in CORRUPTED:
                 kind = f"{better.kind} > {worse.kind}"

@@ -207,3 +207,8 @@ def test_trl_takes_a_step_of_dpo_on_the_file(file, tiny_model, tmp_path):
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)  # not yet away from the start
     assert not torch.equal(trainer.model.model.embed_tokens.weight, before)
+
+
+def test_two_references_of_a_dialogue_are_not_compared():
+    labels = [label("하나", 1.0, "reference"), label("둘은", 0.6, "reference"), label("셋은", 0.2)]
+    assert [pair.kind for pair in make_pairs(labels, LabelArguments())] == ["reference > sample"] * 2
