@@ -219,9 +219,7 @@ def test_an_adapter_on_another_base(short_flags, evaluate_flags, tiny_model, tmp
 
     # to go on training: stopped by name, and the right base can still be named
     phase2 = tmp_path / "out" / "phase2"
-    with pytest.raises(
-        InputError, match=rf"is for {tiny_model}, not for {other}.*--model_name_or_path {tiny_model}"
-    ):
+    with pytest.raises(InputError, match=rf"is for {tiny_model}, not for {other}.*--model_name_or_path {tiny_model}"):
         sft.main(short_flags(model_name_or_path=other, phases="2"))
     sft.main(short_flags(phases="2"))
     assert run.read_manifest(phase2)["finished"]
