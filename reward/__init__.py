@@ -1,1 +1,1 @@
-"""What a good summary is: metrics, and later labels and reward models. May import `alignment`, never `recipes`."""
+"""What a good summary is: metrics, labels and reward models. May import `alignment`, never `recipes`."""
