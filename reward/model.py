@@ -16,6 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
+from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from alignment import dialogue, models
 from alignment.arguments import ModelArguments
@@ -125,7 +126,8 @@ def load_head(model: nn.Module, folder: str | Path) -> None:
 def load_scorer(config: ModelArguments, adapter: str | Path) -> PeftModel:
     """A base with the adapter of a folder, both trainable, and a head of zeros that computes in float32."""
     models.check_trainable(config)
-    base = models.load_base(config, scalar_head=True)
+    with suppress_seqcls_warning():  # that the head is new, which is as it should be
+        base = models.load_base(config, scalar_head=True)
     base.score.to(torch.float32)
     nn.init.zeros_(base.score.weight)
     base.score.register_forward_pre_hook(lambda _, args: (args[0].to(torch.float32),))
