@@ -25,7 +25,7 @@ WITHOUT_EFFECT = {
     "shuffle_dataset", "truncation_mode",
 }  # fmt: skip
 STAGES = ("sample", "label", "pair", "train", "report")
-SECTIONS = ("reward",)  # parts of a YAML that are one recipe's own
+SECTIONS = ("reward", "ppo")  # parts of a YAML that are one recipe's own
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 
 
@@ -156,11 +156,11 @@ class TrainerArguments:
     include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Which tokens to count."})
 
     def __post_init__(self) -> None:
-        theirs: Any = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("trl."))
-        for name in WITHOUT_EFFECT & _fields(theirs):
+        theirs: Any = next((cls for cls in type(self).__mro__ if cls.__module__.startswith("trl.")), None)
+        for name in WITHOUT_EFFECT & _fields(theirs) if theirs else ():
             if getattr(self, name) != theirs.__dataclass_fields__[name].default:
                 raise InputError(f"--{name}: has no effect here, where data, prompts and loss are ours. Leave it out.")
-        if self.trust_remote_code:  # type: ignore[attr-defined]
+        if getattr(self, "trust_remote_code", False):
             raise InputError("--trust_remote_code: no code out of a model folder is run here. Leave it out.")
         super().__post_init__()  # type: ignore[misc]  # TRL's
         for name in self.report_to:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_TOKENS = 64  # 64 x V float32 logits at a time: 64 MiB for V = 262,144
 
@@ -91,3 +92,42 @@ def loss_in_head(head: nn.Linear, labels: Tensor, by_row: bool = False) -> Itera
         yield
     finally:
         head.forward = original  # type: ignore[method-assign]
+
+
+def token_log_probs(
+    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy at its position, in nats (N each, float32), a chunk at a time.
+
+    The N x V logits never exist as a whole: those of a chunk are made again for its gradient. The entropy has none.
+
+    Args:
+        hidden: N x H hidden states before the head.
+        targets: N token ids.
+        temperature: Divides the logits, as when the targets were sampled.
+    """
+
+    def of_chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = (head(hidden).float() / temperature).log_softmax(dim=-1)
+        with torch.no_grad():
+            entropy = -(log_probs.exp() * log_probs).sum(-1)
+        return log_probs.gather(1, targets.unsqueeze(1)).squeeze(1), entropy
+
+    chunks = [
+        checkpoint(of_chunk, *chunk, use_reentrant=False)
+        for chunk in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+    ]
+    log_probs, entropies = zip(*chunks, strict=True)
+    return torch.cat(log_probs), torch.cat(entropies)
+
+
+@contextmanager
+def contiguous_head(model: Any) -> Iterator[None]:
+    """Within it, the head copies the hidden states that it is fed, where they are a strided slice.
+
+    The head sees the last position of a prompt as one. Against a frozen weight torch 2.13 answers with a bmm over one
+    copy of the weight a row: 8 times the time and 5 GiB more for 16 prompts on Gemma.
+    """
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
+    with hook:
+        yield

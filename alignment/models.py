@@ -187,10 +187,11 @@ def base_of(folder: str | Path) -> str | None:
     path = Path(folder) / "adapter_config.json"
     if not path.is_file():
         return None
-    return _canonical(json.loads(path.read_text())["base_model_name_or_path"])
+    return canonical(json.loads(path.read_text())["base_model_name_or_path"])
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
+    """A base's name as adapters keep it."""
     # The cache of the embedded model lies elsewhere on another machine.
     return embedded.NAME if Path(name).name == embedded.FOLDER else str(Path(name))
 
@@ -272,7 +273,7 @@ def check_adapter(folder: str | Path, base: str, flag: str = "--model_name_or_pa
             f"{flag} {folder}: {found}, where a trained adapter is expected. Give a finished folder of recipes/sft.py, "
             "such as runs/sft/phase2."
         )
-    if made_for != _canonical(base):
+    if made_for != canonical(base):
         raise InputError(
             f"{folder}: its adapter is for {made_for}, not for {base}. Go on with --model_name_or_path {made_for}."
         )

@@ -21,6 +21,7 @@ from trl import SFTTrainer
 from alignment.arguments import SFTArguments
 from alignment.generation import Decoding, generate
 from alignment.head import loss_in_head
+from alignment.progress import TrainingProgress
 from alignment.training import AdapterCheckpoints, add_callbacks
 
 
@@ -122,5 +123,5 @@ def make_trainer(
         processing_class=tokenizer,
         held_out=held_out if held_out.prompts else None,
     )
-    add_callbacks(trainer, description, args.early_stopping_patience)
+    add_callbacks(trainer, TrainingProgress(description), args.early_stopping_patience)
     return trainer

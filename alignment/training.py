@@ -20,7 +20,6 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from alignment.errors import InputError
-from alignment.progress import TrainingProgress
 
 
 class AdapterCheckpoints(Trainer):
@@ -79,21 +78,20 @@ class SamplerEpoch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The state has the epoch of the checkpoint by now."""
-        sampler = kwargs["train_dataloader"].batch_sampler
+        sampler = getattr(kwargs["train_dataloader"], "batch_sampler", None)  # PPO has none
         sampler = getattr(sampler, "batch_sampler", sampler)
         if isinstance(sampler, BatchRebalanceSampler):
             sampler.set_epoch(int(state.epoch or 0))
 
 
-def add_callbacks(trainer: Trainer, description: str, early_stopping_patience: int) -> None:
+def add_callbacks(trainer: Trainer, progress: TrainerCallback, early_stopping_patience: int) -> None:
     """Gives a trainer its progress bar, early stopping where the best checkpoint is kept, and the mends above.
 
     Args:
-        description: Shown with the progress bar.
         early_stopping_patience: Evaluations without progress before a stop.
     """
     trainer.args.restore_callback_states_from_checkpoint = True  # how long early stopping has waited
-    for callback in (TrainingProgress(description), SamplerEpoch(), StopWhenNotFinite()):
+    for callback in (progress, SamplerEpoch(), StopWhenNotFinite()):
         trainer.add_callback(callback)
     if trainer.args.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience))

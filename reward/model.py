@@ -8,6 +8,7 @@ import math
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,10 @@ from alignment import dialogue, models
 from alignment.arguments import ModelArguments
 from alignment.data import Record
 from alignment.errors import InputError
+from alignment.ppo.roles import HEAD, RewardRole, Roles
 from alignment.progress import Progress
 from alignment.run import read_manifest, write_json
 
-HEAD = "head.safetensors"  # `weight`: 1 x H, float32
 SCALE = "reward.json"  # prompt form and phase, mean and deviation, slope over log length
 
 CHUNKS = 4
@@ -136,6 +137,13 @@ def load_scorer(config: ModelArguments, adapter: str | Path) -> PeftModel:
     return model
 
 
+def _facts(path: str | Path) -> dict[str, Any]:
+    """Prompt form and scale of the reward model in a folder."""
+    if not (scale := Path(path) / SCALE).is_file():
+        raise InputError(f"{path}: no {SCALE} in it. Expected the model folder of a finished recipes/reward.py.")
+    return json.loads(scale.read_text(encoding="utf-8"))
+
+
 class RewardModel:
     """Scores summaries of dialogues: 0 is a mean reference summary, 1 a standard deviation better than that.
 
@@ -146,7 +154,7 @@ class RewardModel:
 
     def __init__(
         self,
-        model: PeftModel,
+        model: PeftModel | RewardRole,
         tokenizer: PreTrainedTokenizerBase,
         form: str,
         phase: int,
@@ -166,16 +174,19 @@ class RewardModel:
         Raises:
             InputError: The folder holds no reward model, or its base cannot be loaded.
         """
-        scale = Path(path) / SCALE
-        if not scale.is_file():
-            raise InputError(f"{path}: no {SCALE} in it. Expected the model folder of a finished recipes/reward.py.")
-        facts = json.loads(scale.read_text(encoding="utf-8"))
+        facts = _facts(path)
         config = models.as_trained(model_args or ModelArguments(), (read_manifest(path) or {}).get("settings", {}))
         model = load_scorer(replace(config, model_name_or_path=str(models.base_of(path))), path)
         load_head(model, path)
         tokenizer = models.load_tokenizer(str(path))
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         return cls(model.to(PartialState().device).eval(), tokenizer, **facts)
+
+    @classmethod
+    def in_role(cls, roles: Roles, path: str | Path) -> "RewardModel":
+        """What recipes/reward.py has left in a folder, where a base that it shares has taken on its role."""
+        tokenizer = models.load_tokenizer(str(path))
+        return cls(RewardRole(roles, tokenizer.pad_token_id), tokenizer, **_facts(path))
 
     def save(self, path: str | Path) -> None:
         """Writes prompt form and scale beside the adapter and head that the trainer has saved."""

@@ -141,8 +141,8 @@ def write_report(figures: dict[str, Any], title: str, folder: Path) -> None:
     if not is_main_process():
         return
     write_json(figures, folder / "report.json")
-    plots = [_plot(draw, figures) for draw in (_by_kind, _reliability, _histogram, _lengths)]
-    page = Template(_PAGE, autoescape=True).render(title=title, plots=plots, **figures)
+    plots = [plot(draw, figures) for draw in (_by_kind, _reliability, _histogram, _lengths)]
+    page = Template(_PAGE, autoescape=True).render(style=STYLE, title=title, plots=plots, **figures)
     (folder / "report.html").write_text(page, encoding="utf-8")
     for heading, rows in (("kind of pair", figures["by_kind"]), ("length", figures["by_length_bin"])):
         show_table(f"Held-out accuracy by {heading}", ("name", "pairs", "accuracy"), rows)
@@ -151,7 +151,8 @@ def write_report(figures: dict[str, Any], title: str, folder: Path) -> None:
     say(f"{verdict} ({asked}). Written: {folder}/report.html and report.json")
 
 
-def _plot(draw: Callable[[Axes, dict[str, Any]], None], figures: dict[str, Any]) -> str:
+def plot(draw: Callable[[Axes, Any], None], figures: Any) -> str:
+    """What `draw` makes of the figures, as an SVG."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     draw(axes, figures)
@@ -191,14 +192,16 @@ def _lengths(axes: Axes, figures: dict[str, Any]) -> None:
     axes.set(title="Score against length", xlabel="characters", ylabel="score")
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
-<style>
+STYLE = """
   body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #222 }
   table { border-collapse: collapse } td, th { padding: .2rem .9rem .2rem 0; text-align: left }
   td + td { text-align: right; font-variant-numeric: tabular-nums } .verdict { font-weight: 600 }
   .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1rem } svg { width: 100% }
-</style>
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
+<style>{{ style|safe }}</style>
 <h1>{{ title }}</h1>
 <p class="verdict">{{ "Fit for PPO" if fit else "Unfit for PPO" }}: held-out accuracy
   {{ "%.3f"|format(accuracy) }}, at least {{ min_accuracy }} is asked for.</p>

@@ -25,6 +25,7 @@ from trl import RewardTrainer
 from alignment import dialogue
 from alignment.arguments import RewardArguments
 from alignment.data import Record
+from alignment.progress import TrainingProgress
 from alignment.training import AdapterCheckpoints, add_callbacks
 from reward.model import HEAD, Batch, encode_summaries, head_of, load_head, make_batch, read
 from reward.pairs import Pair
@@ -161,5 +162,5 @@ def make_trainer(
         data_collator=PairCollator(tokenizer, args.pad_to_multiple_of),
     )
     head_of(trainer.model).to(torch.float32)  # TRL puts what is trained on quantised weights into bfloat16
-    add_callbacks(trainer, "Reward model", args.early_stopping_patience)
+    add_callbacks(trainer, TrainingProgress("Reward model"), args.early_stopping_patience)
     return trainer

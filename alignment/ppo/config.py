@@ -1,0 +1,104 @@
+"""The settings of PPO: transformers' `TrainingArguments`, with ours added."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from alignment.arguments import TrainerArguments
+from alignment.errors import InputError
+from alignment.ppo.math import KL_ESTIMATORS
+
+
+@dataclass
+class PPOConfig(TrainerArguments, TrainingArguments):
+    """Settings of `PPOTrainer`; `logging_steps`, `eval_steps` and `save_steps` count PPO updates, below 1 a share.
+
+    Names and defaults are those of trl 1.12's `PPOConfig` where it has them, and of Huang et al. 2024
+    (arXiv 2403.17031).
+    """
+
+    output_dir: str | None = field(default="runs/ppo", metadata={"help": "Where phase3/ and the report are written."})
+    rollout_batch_size: int = field(default=32, metadata={"help": "Dialogues an update, over all devices."})
+    num_updates: int | None = field(default=None, metadata={"help": "PPO updates; by default from num_train_epochs."})
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Times that an update goes through its dialogues."})
+    max_length: int | None = field(default=1024, metadata={"help": "Prompt and completion, in tokens, at most."})
+    max_new_tokens: int | None = field(default=None, metadata={"help": "Longest completion, in tokens; 128 if unset."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the rollouts."})
+    generation_batch_size: int = field(default=16, metadata={"help": "Dialogues a device that are sampled at a time."})
+    kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty; the first one with kl_target."})
+    kl_estimator: str = field(default="k1", metadata={"help": "k1 or k3: how KL is estimated at a token."})
+    kl_target: float | None = field(
+        default=None, metadata={"help": "KL of a completion (nats) that the weight is adapted to; none: it is fixed."}
+    )
+    max_kl: float = field(
+        default=30.0, metadata={"help": "KL of a completion (nats): above a half kl_coef doubles, above it PPO stops."}
+    )
+    gamma: float = field(default=1.0, metadata={"help": "Discount of later rewards, a token."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of the advantage estimates."})
+    cliprange: float = field(default=0.2, metadata={"help": "The policy's clip of the probability ratio."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "The value's clip of its change."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value's loss."})
+    missing_eos_penalty: float = field(default=1.0, metadata={"help": "Taken off a completion that does not end."})
+    score_clip: float = field(default=5.0, metadata={"help": "Scores beyond this, above or below 0, count as this."})
+    value_warmup_updates: int = field(default=0, metadata={"help": "First updates in which only the value learns."})
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the prompts."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Dialogues a device and micro-batch."})
+    gradient_accumulation_steps: int = field(default=8, metadata={"help": "Micro-batches a step of the optimiser."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.0, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
+    metric_for_best_model: str | None = field(
+        default="eval_rouge", metadata={"help": "The held-out figure that chooses the best checkpoint."}
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
+    include_num_input_tokens_seen: str = field(default="no", metadata={"help": "Not used: rollouts are counted."})
+
+    def __post_init__(self) -> None:
+        if self.kl_estimator not in KL_ESTIMATORS:
+            raise InputError(f"--kl_estimator {self.kl_estimator}: expected one of {', '.join(KL_ESTIMATORS)}.")
+        for name in ("rollout_batch_size", "num_ppo_epochs", "generation_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more.")
+        for name in ("temperature", "max_kl", "score_clip", "cliprange", "cliprange_value"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name} {getattr(self, name)}: expected more than 0.")
+        for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "value_warmup_updates"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name} {getattr(self, name)}: expected 0 or more.")
+        if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise InputError(f"--gamma {self.gamma}, --lam {self.lam}: expected shares from 0 to 1.")
+        if self.kl_target is not None and not 0 < self.kl_target < self.max_kl:
+            raise InputError(f"--kl_target {self.kl_target}: expected above 0 and below --max_kl {self.max_kl}.")
+        super().__post_init__()
+
+
+@dataclass
+class PPOArguments(PPOConfig):
+    """What recipes/ppo.py takes besides: the model to start from, and what its completions are worth."""
+
+    sft_model: str = field(default="runs/sft/phase2", metadata={"help": "What phase 2 (or 1) left, to start from."})
+    reward_model: str = field(default="runs/reward", metadata={"help": "The output folder of recipes/reward.py."})
+    scorers: list[str] = field(
+        default_factory=lambda: ["reward_model"],
+        metadata={"help": "What scores summaries: reward_model, rouge, quality, or your function as module:function."},
+    )
+    scorer_weights: list[float] | None = field(
+        default=None, metadata={"help": "A weight for each of --scorers; 1 each by default."}
+    )
+    metric_profile: str | None = field(
+        default=None,
+        metadata={"help": "ROUGE profile that chooses the checkpoint; by default aistages, or english for English."},
+    )
+    allow_unfit: bool = field(default=False, metadata={"help": "Take a reward model that its report calls unfit."})
+    separate_reward_model: bool = field(
+        default=False, metadata={"help": "The reward model is for another base, which is loaded beside this one."}
+    )
+
+    def __post_init__(self) -> None:
+        weights = self.scorer_weights
+        if weights is not None and len(weights) != len(self.scorers):
+            raise InputError(f"--scorer_weights {weights}: expected one for each of --scorers {self.scorers}.")
+        if len(set(self.scorers)) != len(self.scorers) or not self.scorers:
+            raise InputError(f"--scorers {self.scorers}: expected at least one, and each once.")
+        super().__post_init__()

@@ -1,0 +1,42 @@
+"""Watching for reward hacking: a reward that rises while the true metric, which is not in it, falls."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from alignment.run import say
+
+
+def reward_hacking(log: list[dict[str, float]], metric: str) -> str | None:
+    """The last two evaluations against the first: a warning with the figures, or None.
+
+    Args:
+        log: A trainer's `log_history`.
+        metric: The name of the true metric in it, such as `eval_rouge`; more of it is better.
+    """
+    evaluations = [line for line in log if "eval_reward" in line and metric in line]
+    if len(evaluations) < 3:
+        return None
+    first, *last = evaluations[0], *evaluations[-2:]
+    if not all(line["eval_reward"] > first["eval_reward"] and line[metric] < first[metric] for line in last):
+        return None
+    now = last[-1]
+    figures = ("eval_reward", metric, "eval_length", "eval_repetition")
+    shown = ", ".join(f"{name} {first[name]:.4g} -> {now[name]:.4g}" for name in figures if name in first)
+    return (
+        f"reward hacking: from step {first['step']} to {now['step']} the reward rose while the true metric fell "
+        f"({shown}). Raise --kl_coef, lower --learning_rate, or mend the reward; the best checkpoint by "
+        f"{metric} is kept."
+    )
+
+
+class RewardHacking(TrainerCallback):
+    """Says so when the reward is being hacked."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After each evaluation, whose figures are in the log by then."""
+        if warning := reward_hacking(state.log_history, self.metric):
+            say(warning)

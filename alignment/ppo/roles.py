@@ -1,0 +1,280 @@
+"""Four roles on one frozen base: policy, reference, reward and value are LoRA adapters, two of them with a head.
+
+The policy and the value learn; the base, the reference and the reward never move. The value reads a prompt through the
+adapter that it started from, which stays as it is, and only the completion through its own: so the long part of its
+input is read once an update, and not in every epoch.
+
+Prior art: TRL #373; Hydra-RLHF (arXiv 2309.00754); LLaMA-Factory's `reward_model_type: lora`. The value begins as the
+reward model, as in LLaMA-Factory #1563.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from alignment.errors import InputError
+from alignment.head import token_log_probs
+
+POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward", "value"  # PEFT saves "default" at the top
+ADAPTER, HEAD = f"adapter_{SAFE_WEIGHTS_NAME}", "head.safetensors"
+# Logits that a model scales or caps after its head, which `token_log_probs` would miss.
+SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+
+MicroBatch = dict[str, Tensor]
+
+
+class Roles(nn.Module):
+    """A base with the adapters and heads of four roles.
+
+    Args:
+        model: A base with the adapter to train, or without one: then the policy begins as the base itself.
+        reward: Folder of a reward model's adapter for this base, and the weight of its head (1 x H). Without one, the
+            value begins as the policy, with a head of zeros.
+        lora: Of the new adapters, where the model has none; by default rank 16 on all linear layers.
+
+    Raises:
+        InputError: The model scales its logits after the head, or the reward adapter does not fit the base.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        reward: tuple[str | Path, Tensor] | None = None,
+        lora: LoraConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, PeftModel):
+            lora = lora or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+            model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        self.model, self.config = model, model.config
+        text = self.config.get_text_config()
+        if scaled := [name for name in SCALES if getattr(text, name, None) not in (None, 1, 1.0)]:
+            raise InputError(f"{self.name_or_path}: {scaled[0]} scales its logits, which PPO here does not support.")
+        self._add(REFERENCE, POLICY)
+        if reward is not None:
+            try:
+                model.load_adapter(str(reward[0]), REWARD, is_trainable=False, autocast_adapter_dtype=False)
+            except (RuntimeError, ValueError) as error:
+                reason = f"{self.name_or_path}: {str(error).strip().splitlines()[-1]:.300}"
+                raise InputError(f"{reward[0]}: this adapter does not fit {reason}") from error
+        self.prompt_role = REWARD if reward is not None else REFERENCE
+        self._add(VALUE, self.prompt_role)
+        for module in model.modules():  # the first ratio must be 1, and a rollout is scored as it was sampled
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        device = model.get_output_embeddings().weight.device
+        self.value_head = nn.Linear(text.hidden_size, 1, bias=False, dtype=torch.float32, device=device)
+        self.reward_head = nn.Linear(text.hidden_size, 1, bias=False, dtype=torch.float32, device=device)
+        with torch.no_grad():
+            for head in (self.value_head, self.reward_head):
+                head.weight.copy_(torch.zeros_like(head.weight) if reward is None else reward[1])
+        self.reward_head.requires_grad_(False)
+        self.layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self.checkpointing = False
+        self._activate(POLICY)
+
+    def _add(self, role: str, like: str) -> None:
+        """A new adapter with the shape and the weights of another."""
+        config = copy(self.model.peft_config[like])
+        config.inference_mode = False
+        self.model.add_adapter(role, config, autocast_adapter_dtype=False)
+        weights = get_peft_model_state_dict(self.model, adapter_name=like)
+        set_peft_model_state_dict(self.model, weights, adapter_name=role)
+
+    @property
+    def name_or_path(self) -> str:
+        """Where the base came from."""
+        return self.model.get_base_model().name_or_path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base is."""
+        return self.value_head.weight.device
+
+    def train(self, mode: bool = True) -> "Roles":
+        """Training mode is only for recomputing activations; there is no dropout in PPO."""
+        return super().train(mode and self.checkpointing)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """As `transformers.Trainer` calls it."""
+        self.checkpointing = True
+        kwargs = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
+        self.model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+    def _activate(self, role: str) -> None:
+        for layer in self.layers:
+            layer.set_adapter(role, inference_mode=True)  # which freezes every role (peft#2436)
+        for parameter in self.trained():
+            parameter.requires_grad_(True)
+
+    @contextmanager
+    def acting(self, role: str) -> Iterator[None]:
+        """Within it, the base answers in this role; outside, it is the policy."""
+        self._activate(role)
+        try:
+            yield
+        finally:
+            self._activate(POLICY)
+
+    def trained(self) -> list[Tensor]:
+        """The parameters of policy and value, which are all that an optimiser may move."""
+        return [*self._of(POLICY), *self._of(VALUE), self.value_head.weight]
+
+    def _of(self, role: str) -> list[Tensor]:
+        parameters: list[Tensor] = []
+        for layer in self.layers:
+            for name in layer.adapter_layer_names:
+                adapters = getattr(layer, name)
+                if role in adapters:
+                    own = adapters[role]
+                    parameters += [own] if isinstance(own, nn.Parameter) else list(own.parameters())
+        return parameters
+
+    def _hidden(self, ids: Tensor, mask: Tensor, cache: Cache | None = None, keep: bool = False) -> tuple:
+        """Last hidden states (B x t x H) of the last t tokens of a mask B x T, and keys and values if kept."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = self.model.get_base_model().base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=keep
+        )
+        return output.last_hidden_state, output.past_key_values
+
+    def log_probs(self, batch: MicroBatch, temperature: float = 1.0, role: str = POLICY) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy at each completion token (both B x C, 0 where there is none)."""
+        mask = batch["completion_mask"]
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"][:, :-1]], dim=1)
+        whole = torch.cat([batch["prompt_mask"], mask[:, :-1]], dim=1)
+        with self.acting(role):
+            hidden, _ = self._hidden(ids, whole.long())
+            before = hidden[:, batch["prompt_ids"].shape[1] - 1 :]  # B x C: what each token was sampled from
+            head = self.model.get_output_embeddings()
+            found = token_log_probs(before[mask], head, batch["completion_ids"][mask], temperature)
+        empty = torch.zeros_like(mask, dtype=torch.float32)
+        log_probs, entropy = (empty.masked_scatter(mask, values) for values in found)
+        return log_probs, entropy
+
+    @torch.no_grad()
+    def read_prompts(self, batch: MicroBatch) -> Cache | None:
+        """Keys and values of all but the last token of each prompt, for the value; kept in host memory."""
+        if batch["prompt_ids"].shape[1] < 2:
+            return None
+        with self._no_checkpointing(), self.acting(self.prompt_role):
+            _, cache = self._hidden(batch["prompt_ids"][:, :-1], batch["prompt_mask"][:, :-1].long(), keep=True)
+        return _moved(cache, torch.device("cpu"))
+
+    def values(self, batch: MicroBatch, prompts: Cache | None) -> Tensor:
+        """The value before each completion token (B x C), given what `read_prompts` returned."""
+        mask, last = batch["completion_mask"], batch["prompt_ids"].shape[1] - 1
+        ids = torch.cat([batch["prompt_ids"][:, last:], batch["completion_ids"][:, :-1]], dim=1)
+        whole = torch.cat([batch["prompt_mask"], mask[:, :-1]], dim=1)
+        # Recomputing would meet a cache that has grown since; and there are few tokens to recompute.
+        with self._no_checkpointing(), self.acting(VALUE):
+            cache = None if prompts is None else _moved(prompts, self.device)
+            hidden, _ = self._hidden(ids, whole.long(), cache, keep=cache is not None)
+        return self.value_head(hidden.float()).squeeze(-1) * mask
+
+    @contextmanager
+    def _no_checkpointing(self) -> Iterator[None]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+    def forward(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        prompts: Cache | None,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities, entropies and values (B x C each); the backward pass may follow at once.
+
+        The policy goes last: with gradient checkpointing its backward pass runs its forward pass again, under whichever
+        adapter is active by then.
+        """
+        batch = {
+            "prompt_ids": prompt_ids, "prompt_mask": prompt_mask,
+            "completion_ids": completion_ids, "completion_mask": completion_mask,
+        }  # fmt: skip
+        values = self.values(batch, prompts)
+        log_probs, entropy = self.log_probs(batch, temperature)
+        return log_probs, entropy, values
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the policy's adapter, as PEFT loads it, and below `value/` the value's adapter and head."""
+        for role, place in ((POLICY, Path(folder)), (VALUE, Path(folder) / VALUE)):
+            place.mkdir(parents=True, exist_ok=True)
+            weights = get_peft_model_state_dict(self.model, adapter_name=role)
+            save_file({name: weight.contiguous().cpu() for name, weight in weights.items()}, place / ADAPTER)
+            config = copy(self.model.peft_config[role])
+            config.inference_mode = True
+            config.base_model_name_or_path = self.name_or_path
+            config.save_pretrained(str(place))
+        save_file({"weight": self.value_head.weight.detach().cpu()}, Path(folder) / VALUE / HEAD)
+
+    def load(self, folder: str | Path) -> None:
+        """Puts policy and value back as `save` wrote them."""
+        for role, place in ((POLICY, Path(folder)), (VALUE, Path(folder) / VALUE)):
+            set_peft_model_state_dict(self.model, load_file(place / ADAPTER), adapter_name=role)
+        with torch.no_grad():
+            self.value_head.weight.copy_(load_file(Path(folder) / VALUE / HEAD)["weight"])
+
+
+class RewardRole:
+    """The base in the reward role, called as a sequence classifier with one label is.
+
+    It gives the raw score of each row at its last token that is not the pad token.
+    """
+
+    training = False  # so that no one looks for gradient checkpointing in it
+
+    def __init__(self, roles: Roles, pad_token_id: int) -> None:
+        self.roles, self.pad_token_id = roles, pad_token_id
+        self.config = roles.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base is."""
+        return self.roles.device
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+    ) -> SequenceClassifierOutputWithPast:
+        """Raw scores (B x 1) and keys and values."""
+        roles = self.roles
+        with roles._no_checkpointing(), roles.acting(REWARD):
+            hidden, cache = roles._hidden(input_ids, attention_mask, past_key_values, use_cache)
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = ((input_ids != self.pad_token_id) * places).argmax(1)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        return SequenceClassifierOutputWithPast(
+            logits=roles.reward_head(hidden[rows, last].float()), past_key_values=cache
+        )
+
+
+def _moved(cache: Cache, device: torch.device) -> Cache:
+    """Keys and values on a device, as a cache of its own, which may grow without the other."""
+    moved = copy(cache)
+    moved.layers = [copy(layer) for layer in cache.layers]
+    for layer in moved.layers:
+        layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
+    return moved

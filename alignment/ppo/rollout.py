@@ -1,0 +1,116 @@
+"""Rollouts: completions sampled from the policy, and what the four roles say of them.
+
+Each completion has noise of its own, drawn from the seed and its place in the run. So it does not depend on which other
+prompts share its batch, on how many processes there are, or on whether the run was stopped in between.
+"""
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from alignment.head import contiguous_head
+from alignment.ppo.roles import REFERENCE, MicroBatch, Roles
+
+
+def noise(seed: int, places: list[int], tokens: int) -> Tensor:
+    """A number from 0 to 1 for each token (N x C, float64), for completions told apart by their places in the run."""
+    sources = [random.Random(f"{seed} {place}") for place in places]
+    return torch.tensor([[source.random() for _ in range(tokens)] for source in sources], dtype=torch.float64)
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    numbers: Tensor,
+    end_token_id: int,
+    pad_token_id: int,
+    temperature: float,
+) -> list[list[int]]:
+    """Samples a completion for each prompt, with its end token if it came to one.
+
+    A prompt is read once; rows that have ended leave the batch.
+
+    Args:
+        prompts: Token ids of each prompt, unpadded (N).
+        numbers: `noise` (N x C): each token is where the cumulative distribution reaches its number.
+    """
+    device = model.device
+    ids, mask = pad(prompts, pad_token_id, "left")
+    ids, mask, numbers = ids.to(device), mask.to(device), numbers.to(device)
+    completions: list[list[int]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))  # the prompt of each row
+    cache = None
+    with contiguous_head(model):
+        for t in range(numbers.shape[1]):
+            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            output = model(
+                input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            cumulative = (output.logits[:, -1].float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+            target = numbers[alive, t].unsqueeze(1) * cumulative[:, -1:]  # which rounding keeps from being just 1
+            tokens = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[1] - 1)  # n x 1
+            for row, token in zip(alive, tokens.squeeze(1).tolist(), strict=True):
+                completions[row].append(token)
+            going_on = (tokens.squeeze(1) != end_token_id).nonzero().squeeze(1)
+            if not len(going_on):
+                break
+            cache = output.past_key_values
+            if len(going_on) < len(alive):
+                cache.batch_select_indices(going_on)
+                alive = [alive[i] for i in going_on.tolist()]
+            ids = tokens[going_on]
+            mask = torch.cat([mask[going_on], mask.new_ones(len(going_on), 1)], dim=1)
+    return completions
+
+
+def pad(rows: list[list[int]], pad_token_id: int, side: str, tokens: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as a block (N x the longest, or `tokens`), and its mask: True where a token is."""
+    width = tokens or max(map(len, rows))
+    ids, mask = torch.full((len(rows), width), pad_token_id), torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[i, place], mask[i, place] = torch.tensor(row), True
+    return ids, mask
+
+
+def micro_batches(
+    prompts: list[list[int]], completions: list[list[int]], pad_token_id: int, batch_size: int
+) -> list[MicroBatch]:
+    """Prompts (B x P, padded on the left) and completions (B x C, on the right, C the same for all), B at a time.
+
+    Rows stay in their order, which is by length, and stay together in every epoch: so the forward pass whose
+    log-probabilities are the old ones has the same shape as the one that learns, and the first ratio is exactly 1.
+    """
+    longest = max(map(len, completions))
+    batches = []
+    for start in range(0, len(prompts), batch_size):
+        rows = slice(start, start + batch_size)
+        prompt_ids, prompt_mask = pad(prompts[rows], pad_token_id, "left")
+        completion_ids, completion_mask = pad(completions[rows], pad_token_id, "right", longest)
+        batches.append({
+            "prompt_ids": prompt_ids, "prompt_mask": prompt_mask,
+            "completion_ids": completion_ids, "completion_mask": completion_mask,
+        })  # fmt: skip
+    return batches
+
+
+@torch.no_grad()
+def judge(roles: Roles, batch: MicroBatch, temperature: float) -> dict[str, Any]:
+    """What policy, reference and value say of a micro-batch before it is learnt from, on the CPU.
+
+    Returns:
+        `old_log_probs`, `ref_log_probs`, `entropy` and `old_values` (B x C each), and `prompts` as the value read them.
+    """
+    moved = {name: tensor.to(roles.device) for name, tensor in batch.items()}
+    log_probs, entropy = roles.log_probs(moved, temperature)
+    ref_log_probs, _ = roles.log_probs(moved, temperature, REFERENCE)
+    prompts = roles.read_prompts(moved)
+    return {
+        "old_log_probs": log_probs.cpu(), "ref_log_probs": ref_log_probs.cpu(), "entropy": entropy.cpu(),
+        "old_values": roles.values(moved, prompts).cpu(), "prompts": prompts,
+    }  # fmt: skip

@@ -1,0 +1,391 @@
+"""`PPOTrainer`: proximal policy optimisation of a language model on `transformers.Trainer`.
+
+An update samples completions for `rollout_batch_size` prompts, has them scored, and goes through them `num_ppo_epochs`
+times in steps of `per_device_train_batch_size` x `gradient_accumulation_steps` x processes. To the trainer beneath, a
+rollout is where its batches come from; checkpoints fall between updates, so none holds a half-used rollout.
+
+Departs from trl 1.12's `PPOTrainer`: one base for all roles (see roles.py); the losses are means over all tokens of a
+step, not over each micro-batch, so that they do not depend on how it is split; advantages are whitened over all
+processes; and see math.py for where the score is added.
+"""
+
+import json
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from alignment import models
+from alignment.errors import InputError
+from alignment.generation import Decoding, generate
+from alignment.ppo import math as ppo
+from alignment.ppo.config import PPOConfig
+from alignment.ppo.guards import RewardHacking
+from alignment.ppo.progress import PPOProgress
+from alignment.ppo.roles import Roles
+from alignment.ppo.rollout import judge, micro_batches, noise, sample
+from alignment.run import say, write_json
+from alignment.training import AdapterCheckpoints, add_callbacks
+
+# Called by keyword with `prompts`, `completions` and the data set's other columns; one number for each completion.
+Scorer = Callable[..., list[float]]
+# Called in the same way; figures over all completions, for evaluation.
+Metric = Callable[..., dict[str, float]]
+STATE = "ppo.json"
+
+
+class PPOTrainer(AdapterCheckpoints):
+    """Trains a policy by PPO.
+
+    Args:
+        model: `Roles`; or a base with an adapter, or without one, which gets its roles here.
+        train_dataset: Column `prompt` (a text, or a conversation of messages), and whatever the scorers take.
+        scorer: What completions are worth: a function as TRL's GRPO takes them, or several by name.
+        scorer_weights: By name; 1 each by default.
+        eval_dataset: Held-out prompts, which are answered greedily at each evaluation.
+        metric: The true metric, which is not in the reward: figures of held-out completions, logged as `eval_...`.
+        processing_class: By default the tokenizer of the base.
+        end_token_id: What ends a completion; by default the tokenizer's end token.
+
+    Raises:
+        InputError: No prompts, one that is too long, or batch sizes that do not divide each other.
+    """
+
+    def __init__(
+        self,
+        model: Roles | PreTrainedModel | PeftModel,
+        args: PPOConfig,
+        train_dataset: Dataset,
+        scorer: Scorer | dict[str, Scorer],
+        scorer_weights: dict[str, float] | None = None,
+        eval_dataset: Dataset | None = None,
+        metric: Metric | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        end_token_id: int | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        args = copy(args)
+        roles = model if isinstance(model, Roles) else Roles(model)
+        tokenizer = processing_class or models.load_tokenizer(roles.name_or_path)
+        self.scorers = scorer if isinstance(scorer, dict) else {"score": scorer}
+        self.scorer_weights = dict.fromkeys(self.scorers, 1.0) | (scorer_weights or {})
+        self.metric, self.end_token_id = metric, end_token_id or tokenizer.eos_token_id
+        self.max_new_tokens = args.max_new_tokens or 128
+        if eval_dataset is None:
+            args.eval_strategy = "no"
+        if eval_dataset is None or metric is None:
+            args.load_best_model_at_end, args.metric_for_best_model = False, None
+        self._count_steps(args, len(train_dataset))
+        self.prompt_ids = self._encode(train_dataset, tokenizer, roles)
+        self.eval_prompt_ids = self._encode(eval_dataset, tokenizer, roles) if eval_dataset is not None else []
+        args.remove_unused_columns, args.ignore_data_skip = False, True
+        super().__init__(
+            model=roles, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer,
+            data_collator=lambda rows: rows, callbacks=callbacks,
+        )  # fmt: skip
+        self.roles = roles
+        self.loss_is_scaled_for_ga = True
+        self.kl_coef = args.kl_coef
+        self._figures: dict[str, float] = {}  # of the rollout, for the log
+        self._sums: list[Tensor] = []  # of the steps since
+        if metric is not None and args.metric_for_best_model:
+            self.add_callback(RewardHacking(args.metric_for_best_model))
+        add_callbacks(self, PPOProgress(self.steps_per_update), args.early_stopping_patience)
+
+    def _count_steps(self, args: PPOConfig, prompts: int) -> None:
+        """Turns updates into steps of the optimiser."""
+        if not prompts:
+            raise InputError("No prompts to train on.")
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if args.rollout_batch_size % step:
+            raise InputError(
+                f"--rollout_batch_size {args.rollout_batch_size}: expected a multiple of {step}, which is "
+                f"--per_device_train_batch_size {args.per_device_train_batch_size} x --gradient_accumulation_steps "
+                f"{args.gradient_accumulation_steps} x {args.world_size} processes."
+            )
+        self.steps_per_update = args.rollout_batch_size // step * args.num_ppo_epochs
+        updates = args.num_updates or math.ceil(args.num_train_epochs * prompts / args.rollout_batch_size)
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            value = getattr(args, name)
+            if value is not None:
+                value = max(1, round(value * updates)) if value < 1 else int(value)
+                setattr(args, name, value * self.steps_per_update)
+        self.num_updates, args.max_steps = updates, updates * self.steps_per_update
+
+    def _encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles) -> list[list[int]]:
+        """Token ids of each prompt; a conversation goes through the model's chat template."""
+        context = getattr(roles.config.get_text_config(), "max_position_embeddings", None)
+        encoded = []
+        for i, prompt in enumerate(dataset["prompt"]):
+            if not isinstance(prompt, str):
+                prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            begun = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+            ids = tokenizer(prompt, add_special_tokens=not begun).input_ids
+            if not ids or (context and len(ids) + self.max_new_tokens > context):
+                raise InputError(
+                    f"Prompt {i}: {len(ids)} tokens and {self.max_new_tokens} for the completion, where at least 1 and "
+                    f"with the completion at most {context} are expected. Shorten it, or lower --max_new_tokens."
+                )
+            encoded.append(ids)
+        return encoded
+
+    # Rollouts
+
+    def get_train_dataloader(self) -> Any:
+        """Micro-batches of one rollout after another."""
+        return _Batches(self)
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """The micro-batches that are still to come, each rollout made when the one before is used up."""
+        first = self.state.global_step // self.steps_per_update
+        if first == 0 and self.eval_prompt_ids:
+            self.evaluate()
+        for update in range(first, self.num_updates):
+            rollout = self.make_rollout(update)
+            if self._figures["kl"] > self.args.max_kl:
+                say(f"Stopped at update {update}: KL {self._figures['kl']:.1f} is above --max_kl {self.args.max_kl}.")
+                self.control.should_training_stop = True
+                return
+            steps = self.steps_per_update // self.args.num_ppo_epochs
+            generator = torch.Generator().manual_seed(self.args.seed + update)
+            for _ in range(self.args.num_ppo_epochs):
+                order = torch.randperm(len(rollout), generator=generator).tolist() if steps > 1 else range(len(rollout))
+                size = len(rollout) // steps
+                for step in range(steps):
+                    chosen = [rollout[i] for i in order[step * size : (step + 1) * size]]
+                    tokens = self._sum(torch.stack([batch["completion_mask"].sum() for batch in chosen]).sum())
+                    yield from (batch | {"tokens": tokens, "update": update} for batch in chosen)
+
+    def make_rollout(self, update: int) -> list[dict[str, Any]]:
+        """Samples, scores and judges this process's share of an update; its figures go to the next log."""
+        started = time.monotonic()
+        args, accelerator = self.args, self.accelerator
+        first, beyond = update * args.rollout_batch_size, (update + 1) * args.rollout_batch_size
+        own = range(first + accelerator.process_index, beyond, accelerator.num_processes)
+        places = sorted(own, key=lambda place: len(self.prompt_ids[self._row(place)]))
+        rows = [self._row(place) for place in places]
+        prompts = [self.prompt_ids[row] for row in rows]
+        numbers = noise(args.seed, places, self.max_new_tokens)
+        pad_id, size = self.processing_class.pad_token_id, args.generation_batch_size
+        self.roles.eval()
+        completions: list[list[int]] = []
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            completions += sample(
+                self.roles.model, prompts[part], numbers[part], self.end_token_id, pad_id, args.temperature
+            )
+        texts = self._texts(completions)
+        if not any(gather_object(texts)):
+            raise InputError(
+                f"Update {update}: every completion is empty. Lower --learning_rate, or look at the prompts, and at "
+                "what the model was trained on: it ends its answers before the first word."
+            )
+        sampled_seconds = time.monotonic() - started
+        raw = self._score(self.train_dataset.select(rows), texts)
+        scores = self._combine(raw).clamp(-args.score_clip, args.score_clip)
+        ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
+        scores = scores - args.missing_eos_penalty * (1 - ended)
+        batches = micro_batches(prompts, completions, pad_id, args.per_device_train_batch_size)
+        batches = [batch | judge(self.roles, batch, args.temperature) for batch in batches]
+        whole = {
+            name: torch.cat([batch[name] for batch in batches])
+            for name in ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
+        }
+        mask = whole["completion_mask"]
+        kl = ppo.kl_divergence(whole["old_log_probs"], whole["ref_log_probs"], args.kl_estimator) * mask
+        rewards = ppo.token_rewards(kl, scores, mask, self.kl_coef)
+        found = ppo.advantages_and_returns(rewards, whole["old_values"], mask, args.gamma, args.lam)
+        advantages, returns = found
+        advantages = ppo.whiten(advantages, mask, self._sum(ppo.moments(advantages, mask)))
+        for start, batch in zip(range(0, len(rows), args.per_device_train_batch_size), batches, strict=True):
+            part = slice(start, start + args.per_device_train_batch_size)
+            batch |= {"advantages": advantages[part], "returns": returns[part], "first": start == 0}
+        self.state.num_input_tokens_seen += int(self._sum(torch.tensor(sum(map(len, prompts + completions)))))
+        of_rows = {"reward": scores, "kl": kl.sum(1), "length": mask.sum(1).float(), "ended": ended}
+        of_rows |= {f"score/{name}": values for name, values in raw.items()}
+        means = self._sum(torch.stack([values.double().sum() for values in of_rows.values()])) / args.rollout_batch_size
+        self._figures = dict(zip(of_rows, means.tolist(), strict=True)) | {
+            "rlhf_reward": float(self._sum(rewards.double().sum())) / args.rollout_batch_size,
+            "entropy": float(self._sum((whole["entropy"] * mask).double().sum()) / self._sum(mask.sum())),
+            "explained_variance": ppo.explained_variance(whole["old_values"], returns, mask),
+            "kl_coef": self.kl_coef,
+            "rollout_seconds": round(time.monotonic() - started, 3),
+            "sampling_seconds": round(sampled_seconds, 3),
+        }
+        self._adapt(self._figures["kl"])
+        self._learning_since, self._update_since = time.monotonic(), started
+        self._tokens = sum(map(len, prompts + completions)) * accelerator.num_processes
+        return batches
+
+    def _row(self, place: int) -> int:
+        """The prompt at a place in the run: each pass goes through all of them in an order of its own."""
+        epoch, index = divmod(place, len(self.prompt_ids))
+        generator = torch.Generator().manual_seed(self.args.seed + epoch)
+        return int(torch.randperm(len(self.prompt_ids), generator=generator)[index])
+
+    def _adapt(self, kl: float) -> None:
+        """The KL coefficient of the next update."""
+        if self.args.kl_target is not None:
+            self.kl_coef = ppo.adapted_kl_coef(self.kl_coef, kl, self.args.kl_target)
+        if kl > self.args.max_kl / 2:
+            self.kl_coef *= 2
+            say(f"KL {kl:.1f} is above half of --max_kl {self.args.max_kl}: kl_coef is {self.kl_coef:.3g} from now on.")
+
+    def _texts(self, completions: list[list[int]]) -> list[str]:
+        ended = [ids[:-1] if ids[-1] == self.end_token_id else ids for ids in completions]
+        return [self.processing_class.decode(ids, skip_special_tokens=True).strip() for ids in ended]
+
+    def _score(self, rows: Dataset, texts: list[str]) -> dict[str, Tensor]:
+        """What each scorer gives each text (N)."""
+        columns = {name: rows[name] for name in rows.column_names if name != "prompt"}
+        raw = {}
+        for name, scorer in self.scorers.items():
+            try:
+                given = scorer(prompts=rows["prompt"], completions=texts, **columns)
+                scores = torch.tensor([float(value) for value in given])
+            except InputError:
+                raise
+            except Exception as error:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                raise InputError(
+                    f"Scorer {name}: {type(error).__name__}: {error} ({where.filename}:{where.lineno}). "
+                    f"It was called with prompts, completions and {', '.join(columns) or 'no more columns'}."
+                ) from error
+            if len(scores) != len(texts):
+                raise InputError(f"Scorer {name}: {len(scores)} scores for {len(texts)} completions; expected as many.")
+            if not scores.isfinite().all():
+                bad = int((~scores.isfinite()).nonzero()[0])
+                raise InputError(f"Scorer {name}: {scores[bad]} for {texts[bad]!r:.80}. Expected a finite number.")
+            raw[name] = scores
+        return raw
+
+    def _combine(self, raw: dict[str, Tensor]) -> Tensor:
+        return torch.stack([self.scorer_weights[name] * scores for name, scores in raw.items()]).sum(0)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").cpu()
+
+    # Learning
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """This micro-batch's share of the mean policy and value loss over the tokens of the step."""
+        args, mask = self.args, inputs["completion_mask"]
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "prompts")
+        log_probs, entropy, values = model(**{name: inputs[name] for name in names}, temperature=args.temperature)
+        of_policy, policy_clipped = ppo.policy_loss(
+            log_probs, inputs["old_log_probs"], inputs["advantages"], args.cliprange
+        )
+        of_value, value_clipped = ppo.value_loss(values, inputs["old_values"], inputs["returns"], args.cliprange_value)
+        share = self.accelerator.num_processes / inputs["tokens"].to(mask.device)  # DDP takes the mean of gradients
+        policy_loss, value_loss = (of_policy * mask).sum() * share, (of_value * mask).sum() * share
+        learns = float(inputs["update"] >= args.value_warmup_updates)
+        loss = learns * policy_loss + args.vf_coef * value_loss
+        with torch.no_grad():
+            log_ratio = log_probs - inputs["old_log_probs"]
+            per_token = (0.5 * log_ratio**2, log_ratio.exp(), entropy, policy_clipped, value_clipped)
+            sums = torch.stack([policy_loss, value_loss, *((values * mask).sum() * share for values in per_token)])
+            self._sums.append(sums.double())
+        if self._sum((~loss.isfinite()).long()) > 0:
+            self._give_up(inputs)
+        return loss
+
+    def _give_up(self, inputs: dict[str, Any]) -> None:
+        """Saves the batch whose loss is no number, and stops."""
+        path = Path(str(self.args.output_dir)) / f"not-finite.{self.accelerator.process_index}.safetensors"
+        save_file({name: value.contiguous() for name, value in inputs.items() if isinstance(value, Tensor)}, path)
+        raise InputError(
+            f"The loss is not finite at step {self.state.global_step}; {path} has the batch. Lower --learning_rate, or "
+            "train in another --dtype; checkpoints from before are kept."
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the figures of the rollout, and the means of the steps since, to each line of the loss."""
+        if "loss" in logs and self._sums:
+            names = ("policy_loss", "value_loss", "approx_kl", "ratio", "step_entropy", "clipped", "value_clipped")
+            steps = max(1, len(self._sums) // self.args.gradient_accumulation_steps)
+            means = self._sum(torch.stack(self._sums).sum(0)) / steps / self.accelerator.num_processes
+            seconds = time.monotonic() - self._update_since
+            logs |= self._figures | dict(zip(names, means.tolist(), strict=True))
+            logs["learning_seconds"] = round(time.monotonic() - self._learning_since, 3)
+            logs["tokens_per_second"] = round(self._tokens / seconds, 1)
+            self._sums = []
+        super().log(logs, start_time)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Counted by rollouts."""
+
+    # Evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Answers the held-out prompts greedily; logs what scorers and metric say, and keeps the texts in a file."""
+        started = time.monotonic()
+        texts = self.answer()
+        raw = self._score(self.eval_dataset, texts)
+        figures = {"reward": float(self._combine(raw).mean()), "length": sum(map(len, texts)) / len(texts)}
+        figures |= {f"score/{name}": float(scores.mean()) for name, scores in raw.items()} if len(raw) > 1 else {}
+        if self.metric:
+            columns = {name: self.eval_dataset[name] for name in self.eval_dataset.column_names if name != "prompt"}
+            figures |= self.metric(prompts=self.eval_dataset["prompt"], completions=texts, **columns)
+        metrics = {f"eval_{name}": value for name, value in figures.items()}
+        metrics["eval_seconds"] = round(time.monotonic() - started, 3)
+        if self.is_world_process_zero():
+            folder = Path(str(self.args.output_dir)) / "held_out"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(texts, folder / f"step-{self.state.global_step}.json")
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def answer(self) -> list[str]:
+        """The policy's greedy completions of the held-out prompts, in their order."""
+        return generate(
+            self.roles.model, self.processing_class, self.eval_prompt_ids, end_token_id=self.end_token_id,
+            max_new_tokens=self.max_new_tokens, decoding=Decoding(batch_size=self.args.generation_batch_size),
+        )  # fmt: skip
+
+    def first_answers(self) -> list[str]:
+        """The completions of the held-out prompts before anything was learnt, in this run or the one it resumed."""
+        return json.loads((Path(str(self.args.output_dir)) / "held_out" / "step-0.json").read_text(encoding="utf-8"))
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        self.roles.save(folder)
+        self.processing_class.save_pretrained(str(folder))
+        write_json({"kl_coef": self.kl_coef}, folder / STATE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.roles.load(resume_from_checkpoint)
+        self.kl_coef = json.loads((Path(resume_from_checkpoint) / STATE).read_text())["kl_coef"]
+
+    def _load_best_model(self) -> None:
+        self.roles.load(str(self.state.best_model_checkpoint))
+
+
+class _Batches:
+    """The trainer's rollouts as something to iterate over; without a length, so that `max_steps` rules."""
+
+    def __init__(self, trainer: PPOTrainer) -> None:
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.trainer.batches()

@@ -1,0 +1,120 @@
+"""Phase 3: PPO from the model that phase 2 left, paid by the reward model, on one base.
+
+    accelerate launch recipes/ppo.py
+    accelerate launch recipes/ppo.py --sft_model runs/my/phase2 --reward_model runs/my/reward --dataset_path train.csv
+    accelerate launch recipes/ppo.py --scorers reward_model rouge my_module:my_function --scorer_weights 1 0.5 0.1
+
+Results: OUTPUT_DIR/phase3 (an adapter as every other), and of the held-out dialogues results.json and report.html:
+phase 2 against phase 3 with intervals, the curves, and summaries before and after.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from datasets import Dataset
+from safetensors.torch import load_file
+
+from alignment import data, dialogue, models, run
+from alignment.arguments import CONFIGS, DataArguments, ModelArguments, parse
+from alignment.errors import InputError
+from alignment.ppo import PPOTrainer, Roles
+from alignment.ppo.config import PPOArguments
+from alignment.ppo.roles import HEAD
+from alignment.progress import reset_peak_memory
+from reward.comparison import compare, held_out_figures, write_comparison
+from reward.labels import LabelArguments
+from reward.model import RewardModel
+from reward.rouge import PROFILES
+from reward.scorers import check_reward_model, load_scorers
+
+
+def main(argv: list[str] | None = None) -> None:
+    classes = (ModelArguments, DataArguments, LabelArguments, PPOArguments)
+    model_args, data_args, label_args, args = parse(
+        classes, argv, default_config=CONFIGS / "embedded.yaml", section="ppo"
+    )
+    models.check_adapter(args.sft_model, model_args.model_name_or_path, "--sft_model")
+    rewarding = None
+    if "reward_model" in args.scorers:
+        folder = Path(args.reward_model)
+        base = model_args.model_name_or_path
+        rewarding = check_reward_model(folder, base, args.allow_unfit, args.separate_reward_model)
+    sft = run.read_manifest(args.sft_model) or {}
+    form, phase = sft.get("prompt_form", "instruction"), sft.get("phase", 1)
+    model_args = models.as_trained(model_args, sft.get("settings", {}))
+    args.max_new_tokens = args.max_new_tokens or sft.get("settings", {}).get("max_new_tokens") or 128
+    models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
+    output = Path(args.output_dir)
+    run.make_folder(output)
+
+    tokenizer = models.load_tokenizer(args.sft_model)
+    (train, held_out), rejected = data.load_train_and_eval(data_args)
+    data.write_rejected(rejected, output / "rejected.jsonl")
+    korean = dialogue.language(train[0].dialogue) == "ko"
+    args.metric_profile = args.metric_profile or ("aistages" if korean else "english")
+    if args.metric_profile not in PROFILES:
+        raise InputError(f"--metric_profile {args.metric_profile}: expected one of {', '.join(PROFILES)}.")
+    fit = partial(
+        dialogue.fit_records, form=form, tokenizer=tokenizer, max_tokens=args.max_length,
+        reserved_tokens=args.max_new_tokens, bad_rows=data_args.bad_rows,
+    )  # fmt: skip
+    (train, shortened), (held_out, more) = fit(train), fit(held_out)
+    dialogue.write_shortened(shortened + more, output / "shortened.json")
+    run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
+
+    settings = run.settings_of(model_args, label_args, args)
+    facts = {
+        "phase": phase,  # its prompts are those of the model that it comes from
+        "prompt_form": form,
+        "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
+        "starts_from": [models.weights_of(folder) for folder in (args.sft_model, rewarding) if folder],
+    }
+    resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
+    current = run.Run.start(output / "phase3", settings, facts, *resume)
+    if current.finished:
+        run.say(f"Phase 3: already done, {current.folder}.")
+        return
+    if current.checkpoint:
+        run.say(f"Phase 3: going on from {current.checkpoint}.")
+
+    reset_peak_memory()
+    on_base = rewarding if rewarding and not args.separate_reward_model else None
+    base = models.add_adapter(models.load_base(model_args), args.sft_model, trainable=True)
+    roles = Roles(base, (on_base, load_file(on_base / HEAD)["weight"]) if on_base else None)
+    in_role = partial(RewardModel.in_role, roles) if on_base else RewardModel.load
+    prompts = [
+        Dataset.from_list([
+            {
+                "id": record.id, "dialogue": record.dialogue, "references": list(record.references),
+                "prompt": dialogue.prompt_for(record, phase, form, tokenizer),
+            }
+            for record in records
+        ])
+        for records in (train, held_out)
+    ]  # fmt: skip
+    args.output_dir = str(current.folder)
+    trainer = PPOTrainer(
+        model=roles,
+        args=args,
+        train_dataset=prompts[0],
+        eval_dataset=prompts[1],
+        scorer=load_scorers(args.scorers, label_args, lambda: in_role(rewarding)),
+        scorer_weights=dict(zip(args.scorers, args.scorer_weights or [1.0] * len(args.scorers), strict=True)),
+        metric=partial(held_out_figures, args.metric_profile),
+        processing_class=tokenizer,
+        end_token_id=dialogue.end_token_id(form, tokenizer),
+    )
+    trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
+    trainer.save_model()
+    log = trainer.state.log_history
+    figures = compare(held_out, trainer.first_answers(), trainer.answer(), log, args.metric_profile)
+    write_comparison(figures, held_out, output)
+    current.finish(log=log, best_checkpoint=trainer.state.best_model_checkpoint)
+    run.say(f"Phase 3: done in {current.manifest['seconds'] / 60:.1f} min, {current.folder}.")
+
+
+if __name__ == "__main__":
+    run.launch(main)

@@ -1,0 +1,115 @@
+"""Before PPO against after it: the held-out figures with intervals, the curves, and summaries side by side."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Template
+from matplotlib.axes import Axes
+
+from alignment.data import Record
+from alignment.ppo.guards import reward_hacking
+from alignment.progress import show_table
+from alignment.run import is_main_process, say, write_json
+from reward.quality import repeated_trigrams
+from reward.report import STYLE, plot
+from reward.rouge import paired_bootstrap, rouge
+
+SIDE_BY_SIDE = 5
+CURVES = {
+    "Reward of the rollouts": ("reward", "rlhf_reward"),
+    "KL of a completion from the reference, in nats": ("kl",),
+    "Tokens of a completion": ("length",),
+    "Entropy at a token, in nats": ("entropy",),
+    "Held-out ROUGE": ("eval_rouge",),
+    "Held-out reward": ("eval_reward",),
+}
+
+
+def held_out_figures(profile: str, completions: list[str], references: list[list[str]], **_: Any) -> dict[str, float]:
+    """The true metric and a warning sign: mean ROUGE in percent, and the mean share of trigrams that are repeated."""
+    repetition = sum(map(repeated_trigrams, completions)) / len(completions)
+    return {"rouge": rouge(completions, references, profile).mean, "repetition": repetition}
+
+
+def compare(
+    records: list[Record], before: list[str], after: list[str], log: list[dict[str, float]], profile: str
+) -> dict[str, Any]:
+    """The figures of two lists of summaries of the same dialogues, and of the run between them.
+
+    Returns:
+        `systems` (name, profile, rouge1, rouge2, rougeL, mean, length in characters, rows), `difference` by profile
+        (as `paired_bootstrap` returns it), `chosen_by`, `warning` or None, and the run's `log`.
+    """
+    references = [list(record.references) for record in records]
+    systems: list[dict[str, Any]] = []
+    differences = {}
+    for one in dict.fromkeys((profile, "english" if profile == "english" else "strict")):
+        rows = []
+        for name, summaries in (("phase 2", before), ("phase 3", after)):
+            result = rouge(summaries, references, one)
+            scores = {key: getattr(result, key) for key in ("rouge1", "rouge2", "rougeL", "mean")}
+            length = sum(map(len, summaries)) / len(summaries)
+            systems.append({"name": name, "profile": one, **scores, "length": length, "rows": len(records)})
+            rows.append([row["mean"] for row in result.rows])
+        differences[one] = paired_bootstrap(rows[0], rows[1])
+    return {
+        "systems": systems, "difference": differences, "chosen_by": profile,
+        "warning": reward_hacking(log, "eval_rouge"), "log": log, "before": before, "after": after,
+    }  # fmt: skip
+
+
+def write_comparison(figures: dict[str, Any], records: list[Record], folder: Path) -> None:
+    """Writes results.json and report.html, one page that needs no network, and prints table and verdict."""
+    if not is_main_process():
+        return
+    names = ("systems", "difference", "chosen_by", "warning")
+    write_json({name: figures[name] for name in names}, folder / "results.json")
+    plots = [plot(partial(_curve, title), figures["log"]) for title in CURVES]
+    rows = list(zip(records, figures["before"], figures["after"], strict=True))
+    changed = [row for row in rows if row[1] != row[2]] or rows
+    page = Template(_PAGE, autoescape=True).render(
+        style=STYLE, plots=plots, rows=changed[:SIDE_BY_SIDE], changed=sum(b != a for _, b, a in rows), **figures
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "length")
+    show_table(f"Held-out, {len(records)} dialogues", columns, figures["systems"])
+    for record, before, after in changed[:2]:
+        say(f"\n{record.dialogue}\n  phase 2: {before}\n  phase 3: {after}")
+    for profile, found in figures["difference"].items():
+        say(
+            f"{profile}: phase 3 is {found['difference']:+.2f} from phase 2 "
+            f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.3f})."
+        )
+    say(f"Written: {folder}/report.html and results.json")
+
+
+def _curve(title: str, axes: Axes, log: list[dict[str, float]]) -> None:
+    for name in CURVES[title]:
+        points = [(line["step"], line[name]) for line in log if name in line]
+        axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 30 else "", markersize=3)
+    if len(CURVES[title]) > 1:
+        axes.legend(fontsize="x-small", frameon=False)
+    axes.set(title=title, xlabel="step")
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>PPO</title>
+<style>{{ style|safe }} td.text { text-align: left; vertical-align: top; white-space: pre-wrap }</style>
+<h1>Phase 2 against phase 3</h1>
+{% if warning %}<p class="verdict">{{ warning }}</p>{% endif %}
+<table><tr><th>system<th>profile<th>ROUGE-1<th>ROUGE-2<th>ROUGE-L<th>mean<th>characters</tr>
+{% for row in systems %}<tr><td>{{ row.name }}<td>{{ row.profile }}
+{%- for value in (row.rouge1, row.rouge2, row.rougeL, row.mean, row.length) %}<td>{{ "%.2f"|format(value) }}
+{%- endfor %}</tr>
+{% endfor %}</table>
+{% for profile, found in difference.items() %}<p>{{ profile }}: {{ "%+.2f"|format(found.difference) }}, 95% interval
+{{ "%+.2f"|format(found.low) }} to {{ "%+.2f"|format(found.high) }}, p {{ "%.3f"|format(found.p) }}.</p>{% endfor %}
+<div class="plots">{% for plot in plots %}<div>{{ plot|safe }}</div>{% endfor %}</div>
+<h2>Summaries before and after</h2><p>{{ changed }} of {{ before|length }} changed.</p>
+<table><tr><th>dialogue<th>reference<th>phase 2<th>phase 3</tr>
+{% for record, one, other in rows %}<tr>
+{%- for text in (record.dialogue, record.references[0], one, other) %}<td class="text">{{ text }}{% endfor %}</tr>
+{% endfor %}</table>
+</html>
+"""

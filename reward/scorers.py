@@ -1,0 +1,115 @@
+"""What PPO is paid for: the reward model, ROUGE, quality, or a function of one's own, each under its name.
+
+A scorer is called as the reward functions of TRL's GRPO are: by keyword, with `completions`, `prompts` and a list for
+each column of the data (here `id`, `dialogue`, `references`), and returns a number for each completion.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from alignment import models
+from alignment.data import Record
+from alignment.dialogue import language
+from alignment.errors import InputError
+from reward.candidates import Candidate
+from reward.labels import LabelArguments, label_candidates
+from reward.model import RewardModel
+from reward.rouge import rouge
+
+Scorer = Callable[..., list[float]]
+
+
+def load_scorers(
+    names: list[str], label_args: LabelArguments, load_reward_model: Callable[[], RewardModel]
+) -> dict[str, Scorer]:
+    """The scorers of these names; the reward model is loaded if it is among them.
+
+    Raises:
+        InputError: A name that is none of ours, nor a function that can be imported.
+    """
+    known = {
+        "reward_model": lambda: of_reward_model(load_reward_model()),
+        "rouge": lambda: of_rouge(label_args),
+        "quality": lambda: of_quality(label_args),
+    }
+    return {name: known[name]() if name in known else _imported(name) for name in names}
+
+
+def of_reward_model(model: RewardModel) -> Scorer:
+    """The scores of a reward model: 0 is a mean reference summary, 1 a standard deviation better."""
+    return lambda completions, dialogue, **_: model.score(dialogue, completions)
+
+
+def of_rouge(args: LabelArguments) -> Scorer:
+    """ROUGE against the references (mean of three, 0 to 1), in the profile of the label; 0 for an empty summary."""
+
+    def score(completions: list[str], dialogue: list[str], references: list[list[str]], **_: Any) -> list[float]:
+        profile = args.label_profile or ("strict" if language(dialogue[0]) == "ko" else "english")
+        return [row["mean"] / 100 for row in rouge(completions, references, profile).rows]
+
+    return score
+
+
+def of_quality(args: LabelArguments) -> Scorer:
+    """The label without ROUGE: who does what, endings, own words, less a penalty for each gate that is failed."""
+    args = replace(args, rouge_weight=0.0)
+
+    def score(
+        completions: list[str], id: list[str], dialogue: list[str], references: list[list[str]], **_: Any
+    ) -> list[float]:
+        records = [
+            Record(f"{i} {one}", text, tuple(own))
+            for i, (one, text, own) in enumerate(zip(id, dialogue, references, strict=True))
+        ]
+        candidates = [Candidate(record.id, "sample", text) for record, text in zip(records, completions, strict=True)]
+        return [label.label for label in label_candidates(candidates, records, args, {})]
+
+    return score
+
+
+def _imported(name: str) -> Scorer:
+    module, _, function = name.partition(":")
+    if not function:
+        raise InputError(f"--scorers {name}: expected reward_model, rouge, quality, or module:function.")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"--scorers {name}: {error}. Expected a module that Python finds from here.") from error
+
+
+def check_reward_model(folder: Path, base: str, allow_unfit: bool, separate: bool) -> Path:
+    """The model inside what recipes/reward.py left, if PPO may be paid by it.
+
+    Raises:
+        InputError: There is none, it is for another base, or its report calls it unfit, or is missing.
+    """
+    model = folder / "model"
+    if not (model / "reward.json").is_file():
+        raise InputError(
+            f"--reward_model {folder}: no model/reward.json in it. Expected the output folder of a finished "
+            "recipes/reward.py; or leave reward_model out of --scorers."
+        )
+    made_for = models.base_of(model)
+    if made_for != models.canonical(base) and not separate:
+        raise InputError(
+            f"--reward_model {folder}: it is for {made_for}, not for {base}. Train one on {base}, or load both bases: "
+            "--separate_reward_model true."
+        )
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        report = {}
+    if not report.get("fit") and not allow_unfit:
+        why = f"accuracy {report['accuracy']:.3f}, below {report['min_accuracy']}" if report else "no report.json"
+        raise InputError(
+            f"--reward_model {folder}: not fit for PPO ({why}), which would learn its faults. Train it on more, run "
+            "recipes/reward.py to its report, or go on all the same with --allow_unfit true."
+        )
+    return model
