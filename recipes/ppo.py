@@ -15,18 +15,16 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from datasets import Dataset
-from safetensors.torch import load_file
 
 from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, parse
 from alignment.errors import InputError
 from alignment.ppo import PPOTrainer, Roles
 from alignment.ppo.config import PPOArguments
-from alignment.ppo.roles import HEAD
 from alignment.progress import reset_peak_memory
 from reward.comparison import compare, held_out_figures, write_comparison
 from reward.labels import LabelArguments
-from reward.model import RewardModel
+from reward.model import RewardModel, start_of
 from reward.rouge import PROFILES
 from reward.scorers import check_reward_model, load_scorers
 
@@ -83,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     reset_peak_memory()
     on_base = rewarding if rewarding and not args.separate_reward_model else None
     base = models.add_adapter(models.load_base(model_args), args.sft_model, trainable=True)
-    roles = Roles(base, (on_base, load_file(on_base / HEAD)["weight"]) if on_base else None)
+    roles = Roles(base, start_of(on_base) if on_base else None)
     in_role = partial(RewardModel.in_role, roles) if on_base else RewardModel.load
     prompts = [
         Dataset.from_list([

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from peft import PeftModel
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
 from trl.trainer.reward_trainer import suppress_seqcls_warning
@@ -23,7 +22,7 @@ from alignment import dialogue, models
 from alignment.arguments import ModelArguments
 from alignment.data import Record
 from alignment.errors import InputError
-from alignment.ppo.roles import HEAD, RewardRole, Roles
+from alignment.ppo.roles import RewardRole, RewardStart, Roles, read_head
 from alignment.progress import Progress
 from alignment.run import read_manifest, write_json
 
@@ -114,12 +113,8 @@ def load_head(model: nn.Module, folder: str | Path) -> None:
     Raises:
         InputError: There is none, or one for another width.
     """
-    path, head = Path(folder) / HEAD, head_of(model)
-    if not path.is_file():
-        raise InputError(f"{folder}: no {HEAD} in it. Expected a folder that recipes/reward.py has written.")
-    weight = load_file(path)["weight"]
-    if weight.shape != head.weight.shape:
-        raise InputError(f"{path}: a head of {tuple(weight.shape)} for a base of {tuple(head.weight.shape)}.")
+    head = head_of(model)
+    weight = read_head(Path(folder), head.weight.shape)
     with torch.no_grad():
         head.weight.copy_(weight)
 
@@ -135,6 +130,12 @@ def load_scorer(config: ModelArguments, adapter: str | Path) -> PeftModel:
     model = models.add_adapter(base, adapter, trainable=True)
     head_of(model).requires_grad_(True)
     return model
+
+
+def start_of(path: Path) -> RewardStart:
+    """The reward model in a folder, for `Roles`."""
+    facts = _facts(path)
+    return RewardStart(path, facts["mean"], facts["deviation"])
 
 
 def _facts(path: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -33,13 +34,21 @@ SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_m
 MicroBatch = dict[str, Tensor]
 
 
+class RewardStart(NamedTuple):
+    """Where a reward model for the same base is, and the scale of its raw scores."""
+
+    folder: Path
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
 class Roles(nn.Module):
     """A base with the adapters and heads of four roles.
 
     Args:
         model: A base with the adapter to train, or without one: then the policy begins as the base itself.
-        reward: Folder of a reward model's adapter for this base, and the weight of its head (1 x H). Without one, the
-            value begins as the policy, with a head of zeros.
+        reward: A reward model for this base, as which the value begins. Without one, the value begins as the policy,
+            with a head of zeros.
         lora: Of the new adapters, where the model has none; by default rank 16 on all linear layers.
 
     Raises:
@@ -49,7 +58,7 @@ class Roles(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        reward: tuple[str | Path, Tensor] | None = None,
+        reward: RewardStart | None = None,
         lora: LoraConfig | None = None,
     ) -> None:
         super().__init__()
@@ -63,23 +72,31 @@ class Roles(nn.Module):
         self._add(REFERENCE, POLICY)
         if reward is not None:
             try:
-                model.load_adapter(str(reward[0]), REWARD, is_trainable=False, autocast_adapter_dtype=False)
+                model.load_adapter(str(reward.folder), REWARD, is_trainable=False, autocast_adapter_dtype=False)
             except (RuntimeError, ValueError) as error:
                 reason = f"{self.name_or_path}: {str(error).strip().splitlines()[-1]:.300}"
-                raise InputError(f"{reward[0]}: this adapter does not fit {reason}") from error
+                raise InputError(f"{reward.folder}: this adapter does not fit {reason}") from error
         self.prompt_role = REWARD if reward is not None else REFERENCE
         self._add(VALUE, self.prompt_role)
         for module in model.modules():  # the first ratio must be 1, and a rollout is scored as it was sampled
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        device = model.get_output_embeddings().weight.device
-        self.value_head = nn.Linear(text.hidden_size, 1, bias=False, dtype=torch.float32, device=device)
-        self.reward_head = nn.Linear(text.hidden_size, 1, bias=False, dtype=torch.float32, device=device)
-        with torch.no_grad():
-            for head in (self.value_head, self.reward_head):
-                head.weight.copy_(torch.zeros_like(head.weight) if reward is None else reward[1])
-        self.reward_head.requires_grad_(False)
         self.layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        for role in (POLICY, REFERENCE, VALUE):
+            for parameter in self._of(role):  # bfloat16 would round away most steps of 1e-5
+                parameter.data = parameter.data.float()
+        device = model.get_output_embeddings().weight.device
+        self.value_head = nn.Linear(text.hidden_size, 1, dtype=torch.float32, device=device)
+        self.reward_head = nn.Linear(text.hidden_size, 1, bias=False, dtype=torch.float32, device=device)
+        self.reward_head.requires_grad_(False)
+        with torch.no_grad():
+            for parameter in (*self.value_head.parameters(), self.reward_head.weight):
+                parameter.zero_()
+            if reward is not None:  # values are of scores, which are centred and scaled
+                weight = read_head(reward.folder, self.reward_head.weight.shape)
+                self.reward_head.weight.copy_(weight)
+                self.value_head.weight.copy_(weight / reward.deviation)
+                self.value_head.bias.fill_(-reward.mean / reward.deviation)
         self.checkpointing = False
         self._activate(POLICY)
 
@@ -128,7 +145,7 @@ class Roles(nn.Module):
 
     def trained(self) -> list[Tensor]:
         """The parameters of policy and value, which are all that an optimiser may move."""
-        return [*self._of(POLICY), *self._of(VALUE), self.value_head.weight]
+        return [*self._of(POLICY), *self._of(VALUE), *self.value_head.parameters()]
 
     def _of(self, role: str) -> list[Tensor]:
         parameters: list[Tensor] = []
@@ -223,14 +240,24 @@ class Roles(nn.Module):
             config.inference_mode = True
             config.base_model_name_or_path = self.name_or_path
             config.save_pretrained(str(place))
-        save_file({"weight": self.value_head.weight.detach().cpu()}, Path(folder) / VALUE / HEAD)
+        head = {name: tensor.cpu() for name, tensor in self.value_head.state_dict().items()}
+        save_file(head, Path(folder) / VALUE / HEAD)
 
     def load(self, folder: str | Path) -> None:
         """Puts policy and value back as `save` wrote them."""
         for role, place in ((POLICY, Path(folder)), (VALUE, Path(folder) / VALUE)):
             set_peft_model_state_dict(self.model, load_file(place / ADAPTER), adapter_name=role)
-        with torch.no_grad():
-            self.value_head.weight.copy_(load_file(Path(folder) / VALUE / HEAD)["weight"])
+        self.value_head.load_state_dict(load_file(Path(folder) / VALUE / HEAD))
+
+
+def read_head(folder: Path, shape: torch.Size) -> Tensor:
+    """The weight of a reward model's head."""
+    if not (path := folder / HEAD).is_file():
+        raise InputError(f"{folder}: no {HEAD} in it. Expected a folder that recipes/reward.py has written.")
+    weight = load_file(path)["weight"]
+    if weight.shape != shape:
+        raise InputError(f"{path}: a head of {tuple(weight.shape)} for a base of {tuple(shape)}.")
+    return weight
 
 
 class RewardRole:
