@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -122,11 +122,10 @@ class Roles(nn.Module):
         """Training mode is only for recomputing activations; there is no dropout in PPO."""
         return super().train(mode and self.checkpointing)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """As `transformers.Trainer` calls it."""
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Recomputes the policy's activations in its backward pass; as `transformers.Trainer` calls it."""
         self.checkpointing = True
-        kwargs = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
-        self.model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        self.model.get_base_model().activation_checkpointing_enable(**kwargs)
 
     def _activate(self, role: str) -> None:
         for layer in self.layers:

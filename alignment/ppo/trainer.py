@@ -327,6 +327,8 @@ class PPOTrainer(AdapterCheckpoints):
             logs["learning_seconds"] = round(time.monotonic() - self._learning_since, 3)
             logs["tokens_per_second"] = round(self._tokens / seconds, 1)
             self._sums = []
+        updates = self.state.global_step / self.steps_per_update
+        self.state.epoch = updates * self.args.rollout_batch_size / len(self.prompt_ids)  # passes over the prompts
         super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:

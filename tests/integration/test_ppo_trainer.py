@@ -1,0 +1,467 @@
+"""PPOTrainer as a notebook uses it, on a model of two layers and a vocabulary of 16 letters."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+
+from alignment.errors import InputError
+from alignment.ppo import PPOConfig, PPOTrainer, Roles
+from alignment.ppo import rollout as rollouts
+from alignment.ppo.guards import reward_hacking
+from alignment.ppo.roles import REFERENCE
+from alignment.run import last_checkpoint, silence_libraries
+
+LETTERS = [chr(97 + i) for i in range(14)]
+PROMPTS = ["b c d", "e f", "g h i j", "k", "l m n a b", "c", "d e", "f g h"]
+TIMES = ("_seconds", "tokens_per_second", "runtime", "per_second")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = {word: i for i, word in enumerate(["<pad>", "<eos>", *LETTERS])}
+    one = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    one.pre_tokenizer = pre_tokenizers.Whitespace()
+    template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    return PreTrainedTokenizerFast(tokenizer_object=one, pad_token="<pad>", eos_token="<eos>", chat_template=template)
+
+
+def model() -> LlamaForCausalLM:
+    """Random, and with a head that tells letters apart."""
+    torch.manual_seed(0)
+    one = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=16,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    with torch.no_grad():
+        one.lm_head.weight.mul_(10)
+    return one
+
+
+def share_of_a(completions: list[str], **_: Any) -> list[float]:
+    """At most 1: eight times `a`."""
+    return [completion.split().count("a") / 8 for completion in completions]
+
+
+def trainer(folder: Path, scorer: Any = share_of_a, prompts: Any = None, **settings: Any) -> PPOTrainer:
+    silence_libraries()
+    keywords = {
+        name: settings.pop(name)
+        for name in ("eval_dataset", "metric", "scorer_weights", "callbacks")
+        if name in settings
+    }
+    values = {
+        "output_dir": str(folder), "num_updates": 2, "rollout_batch_size": 8, "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1, "num_ppo_epochs": 2, "max_new_tokens": 8, "learning_rate": 1e-3,
+        "eval_strategy": "steps" if "metric" in keywords else "no", "save_strategy": "no", "use_cpu": True,
+        "load_best_model_at_end": False, "missing_eos_penalty": 0.0, "max_kl": 1e9,
+    } | settings  # fmt: skip
+    return PPOTrainer(
+        model=values.pop("model", None) or model(),
+        args=PPOConfig(**values),
+        train_dataset=Dataset.from_dict(
+            {"prompt": prompts or PROMPTS, "name": [*"12345678"][: len(prompts or PROMPTS)]}
+        ),
+        scorer=scorer,
+        processing_class=tokenizer(),
+        **keywords,
+    )
+
+
+def rewards(one: PPOTrainer) -> list[float]:
+    return [line["reward"] for line in one.state.log_history if "reward" in line]
+
+
+# It learns
+
+LEARNING = {
+    "num_updates": 15, "rollout_batch_size": 32, "per_device_train_batch_size": 16, "num_ppo_epochs": 4,
+    "learning_rate": 5e-3, "kl_coef": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_reward_rises_from_chance_to_near_its_maximum(tmp_path: Path, seed: int):
+    one = trainer(tmp_path, seed=seed, **LEARNING)
+    one.train()
+    assert rewards(one)[0] < 0.3  # chance, for this model
+    assert sum(rewards(one)[-3:]) / 3 > 0.9
+
+
+def test_with_a_large_kl_coefficient_the_policy_stays_put(tmp_path: Path):
+    found = {}
+    for kl_coef in (0.0, 10.0):
+        settings = LEARNING | {"num_updates": 12, "learning_rate": 5e-4, "kl_coef": kl_coef}
+        one = trainer(tmp_path / str(kl_coef), **settings)
+        one.train()
+        found[kl_coef] = [line["kl"] for line in one.state.log_history if "kl" in line][-1], rewards(one)[-1]
+    assert found[0.0][0] > 10 * abs(found[10.0][0])
+    assert found[0.0][1] > found[10.0][1] + 0.1
+
+
+def test_while_the_value_warms_up_the_policy_does_not_move(tmp_path: Path):
+    one = trainer(tmp_path, value_warmup_updates=2)
+    before = {name: parameter.clone() for name, parameter in one.roles.named_parameters()}
+    one.train()
+    moved = {name for name, parameter in one.roles.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved
+    assert all(".value." in name or name.startswith("value_head") for name in moved)
+
+
+def test_only_policy_and_value_move(tmp_path: Path):
+    one = trainer(tmp_path)
+    before = {name: parameter.clone() for name, parameter in one.roles.named_parameters()}
+    one.train()
+    held = {id(parameter) for group in one.optimizer.param_groups for parameter in group["params"]}
+    assert held == set(map(id, one.roles.trained()))
+    for name, parameter in one.roles.named_parameters():
+        learns = ".default." in name or ".value." in name or name.startswith("value_head")
+        assert torch.equal(parameter, before[name]) != learns, name
+    assert any(f".{REFERENCE}." in name for name in before)
+
+
+def test_the_first_ratio_is_exactly_1(tmp_path: Path):
+    one = trainer(tmp_path, num_updates=1, num_ppo_epochs=1, gradient_accumulation_steps=2)
+    one.train()
+    first = one.state.log_history[0]
+    assert (first["ratio"], first["approx_kl"], first["kl"], first["clipped"]) == (1.0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_split_into_micro_batches_does_not_matter(tmp_path: Path, checkpointing: bool):
+    weights = []
+    for micro, accumulation in ((8, 1), (2, 4)):
+        settings = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+        one = trainer(tmp_path / str(micro), gradient_checkpointing=checkpointing, **settings)
+        one.train()
+        weights.append(torch.cat([parameter.flatten() for parameter in one.roles.trained()]))
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
+
+
+# Rollouts
+
+
+def test_a_completion_does_not_depend_on_what_shares_its_batch():
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12]]
+    numbers = rollouts.noise(0, [0, 1, 2], 8)
+    how = {"end_token_id": 1, "pad_token_id": 0, "temperature": 1.0}
+    together = rollouts.sample(model(), prompts, numbers, **how)
+    alone = [rollouts.sample(model(), [p], numbers[i : i + 1], **how)[0] for i, p in enumerate(prompts)]
+    assert together == alone
+    assert len({tuple(ids) for ids in together}) == 3
+
+
+def test_tokens_are_sampled_as_often_as_they_are_likely():
+    prompt = [5, 6, 7]
+    numbers = rollouts.noise(0, list(range(4000)), 1)
+    sampled = rollouts.sample(model(), [prompt] * 4000, numbers, end_token_id=1, pad_token_id=0, temperature=0.7)
+    shares = torch.bincount(torch.tensor(sampled).flatten(), minlength=16) / 4000
+    with torch.no_grad():
+        expected = (model()(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=0.03)
+
+
+def test_a_completion_stops_at_its_end_token():
+    prompts = [[5 + i % 8] for i in range(64)]
+    how = {"end_token_id": 1, "pad_token_id": 0, "temperature": 1.0}
+    completions = rollouts.sample(model(), prompts, rollouts.noise(0, list(range(64)), 8), **how)
+    assert all(1 not in ids[:-1] for ids in completions)
+    assert any(ids[-1] == 1 and len(ids) < 8 for ids in completions)
+    assert all(len(ids) == 8 for ids in completions if ids[-1] != 1)
+
+
+# Scorers
+
+
+def test_several_scorers_are_weighted_and_logged_apart(tmp_path: Path):
+    seen = []
+
+    def of_name(completions: list[str], name: list[str], prompts: list[str], **_: Any) -> list[float]:
+        seen.extend(zip(name, prompts, strict=True))
+        return [float(one) for one in name]
+
+    one = trainer(tmp_path, scorer={"a": share_of_a, "name": of_name}, scorer_weights={"name": 0.5}, num_updates=1)
+    one.train()
+    first = one.state.log_history[0]
+    assert sorted(seen) == [(str(i + 1), prompt) for i, prompt in enumerate(PROMPTS)]
+    assert first["score/name"] == 4.5
+    assert first["reward"] == pytest.approx(first["score/a"] + 0.5 * 4.5)
+
+
+def test_a_completion_that_does_not_end_costs(tmp_path: Path):
+    one = trainer(tmp_path, scorer=lambda completions, **_: [0.0] * len(completions), missing_eos_penalty=2.0)
+    one.train()
+    first = one.state.log_history[0]
+    assert 0 < first["ended"] < 1
+    assert first["reward"] == pytest.approx(-2 * (1 - first["ended"]))
+
+
+def test_a_conversation_is_a_prompt_too(tmp_path: Path):
+    talks = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    assert trainer(tmp_path, prompts=talks).prompt_ids == trainer(tmp_path).prompt_ids
+
+
+# Guards
+
+
+def held_out(values: list[float]) -> dict[str, Any]:
+    """An evaluation whose true metric takes these values in turn."""
+    given = iter(values)
+    return {
+        "eval_dataset": Dataset.from_dict({"prompt": PROMPTS[:2], "name": ["1", "2"]}),
+        "metric": lambda completions, **_: {"rouge": next(given)},
+        "eval_steps": 1,
+    }
+
+
+def test_the_best_checkpoint_by_the_true_metric_is_kept(tmp_path: Path):
+    values = [10.0, 11.0, 30.0, 20.0]
+    one = trainer(
+        tmp_path, num_updates=3, save_strategy="steps", save_steps=1, load_best_model_at_end=True, **held_out(values)
+    )
+    one.train()
+    assert [line["eval_rouge"] for line in one.state.log_history if "eval_rouge" in line] == values
+    best = tmp_path / "checkpoint-8"  # after two updates of four steps
+    assert Path(one.state.best_model_checkpoint) == best
+    one.save_model(str(tmp_path / "end"))
+    assert (tmp_path / "end/adapter_model.safetensors").read_bytes() == (
+        best / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_the_kl_coefficient_doubles_above_half_of_max_kl_and_ppo_stops_above_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    one = trainer(tmp_path, **LEARNING | {"num_updates": 30, "max_kl": 4.0, "kl_coef": 0.001, "learning_rate": 1e-3})
+    one.train()
+    lines = [line for line in one.state.log_history if "kl_coef" in line]
+    assert len(lines) < 30
+    raised = [line["kl_coef"] for line in lines]
+    for before, after, line in zip(raised, raised[1:], lines, strict=False):
+        assert after == (before * 2 if line["kl"] > 2.0 else before)
+    assert raised[-1] > 0.001
+    assert "is above --max_kl 4.0" in capsys.readouterr().err
+
+
+def test_the_kl_coefficient_follows_its_target(tmp_path: Path):
+    one = trainer(tmp_path, num_updates=3, kl_target=5.0, kl_coef=0.1)
+    one.train()
+    coefficients = [line["kl_coef"] for line in one.state.log_history if "kl_coef" in line]
+    assert coefficients == pytest.approx([0.1, 0.098, 0.098**2 / 0.1])  # far below the target
+
+
+@pytest.mark.parametrize(
+    ("reward", "rouge", "hacked"),
+    [([0, 1, 2], [30, 29, 25], True), ([0, 1, 2], [30, 29, 31], False), ([0, -1, -1], [30, 29, 25], False),
+     ([0, 1], [30, 20], False)],
+)  # fmt: skip
+def test_reward_hacking_is_told_with_figures(reward: list[float], rouge: list[float], hacked: bool):
+    log = [
+        {"step": 4 * i, "eval_reward": r, "eval_rouge": m, "eval_length": 90 + i}
+        for i, (r, m) in enumerate(zip(reward, rouge, strict=True))
+    ]
+    warning = reward_hacking(log, "eval_rouge")
+    assert (warning is not None) == hacked
+    if warning:
+        assert "eval_reward 0 -> 2, eval_rouge 30 -> 25, eval_length 90 -> 92" in warning
+
+
+def test_reward_hacking_is_said_while_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rising = iter(range(100))
+    one = trainer(
+        tmp_path, scorer=lambda completions, **_: [next(rising) / 100] * len(completions), num_updates=3,
+        **held_out([30.0, 29.0, 28.0, 27.0]),
+    )  # fmt: skip
+    one.train()
+    assert "reward hacking: from step 0 to 12" in capsys.readouterr().err
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        (lambda completions, **_: 1 / 0, r"Scorer score: ZeroDivisionError: division by zero \(.*\.py:\d+"),
+        (lambda completions, **_: [float("nan")] * len(completions), "Scorer score: nan for .*a finite number"),
+        (lambda completions, **_: [1.0], "Scorer score: 1 scores for 8 completions"),
+        (lambda completions, **_: None, "Scorer score: TypeError"),
+        (lambda completions: [0.0] * len(completions), "Scorer score: TypeError.*prompts, completions and name"),
+    ],
+)  # fmt: skip
+def test_a_faulty_scorer_is_told(tmp_path: Path, scorer: Callable, message: str):
+    with pytest.raises(InputError, match=message):
+        trainer(tmp_path, scorer=scorer).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rollout_batch_size": 10}, r"--rollout_batch_size 10: expected a multiple of 4, which is --per_device"),
+        ({"max_new_tokens": 60}, "Prompt 4: 5 tokens and 60 for the completion.*at most 64"),
+        ({"prompts": ["a", ""]}, "Prompt 1: 0 tokens"),
+        ({"kl_estimator": "k2"}, "--kl_estimator k2: expected one of k1, k3"),
+        ({"temperature": 0.0}, "--temperature 0.0: expected more than 0"),
+        ({"kl_coef": -1.0}, "--kl_coef -1.0: expected 0 or more"),
+        ({"lam": 1.5}, "--lam 1.5"),
+        ({"kl_target": 7.0, "max_kl": 6.0}, "--kl_target 7.0"),
+        ({"num_ppo_epochs": 0}, "--num_ppo_epochs 0: expected 1 or more"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told(tmp_path: Path, settings: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        trainer(tmp_path, **settings)
+
+
+def test_no_prompts_are_told(tmp_path: Path):
+    with pytest.raises(InputError, match="No prompts to train on"):
+        PPOTrainer(
+            model=model(), args=PPOConfig(output_dir=str(tmp_path), use_cpu=True), scorer=share_of_a,
+            train_dataset=Dataset.from_dict({"prompt": []}), processing_class=tokenizer(),
+        )  # fmt: skip
+
+
+def test_nothing_but_empty_completions_are_told(tmp_path: Path):
+    silent = model()
+    with torch.no_grad():  # the end token, whatever comes before
+        silent.model.norm.weight.zero_()
+        silent.lm_head.weight.zero_()
+    original = silent.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        output.logits[..., 1] += 100
+        return output
+
+    silent.forward = forward
+    with pytest.raises(InputError, match="every completion is empty"):
+        trainer(tmp_path, model=silent).train()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_saves_its_batch(tmp_path: Path):
+    class Break(TrainerCallback):
+        def on_step_end(self, *args: Any, model: Roles, **kwargs: Any) -> None:
+            with torch.no_grad():
+                model.value_head.weight.fill_(float("nan"))
+
+    with pytest.raises(
+        InputError, match=r"The loss is not finite at step 1; .*not-finite\.0\.safetensors has the batch"
+    ):
+        trainer(tmp_path, callbacks=[Break()]).train()
+    saved = load_file(tmp_path / "not-finite.0.safetensors")
+    assert saved["completion_ids"].shape == saved["advantages"].shape
+
+
+# Killed and resumed
+
+RESUMED = {
+    "num_updates": 4,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "eval_steps": 1,
+    "load_best_model_at_end": True,
+    "learning_rate": 5e-3,
+}
+# What is about to be called, and for which time, when the process is killed.
+MOMENTS = {
+    "before anything": ("alignment.ppo.trainer.sample", 1),
+    "in the first rollout": ("alignment.ppo.trainer.judge", 2),
+    "between sampling and scoring": ("alignment.ppo.trainer.PPOTrainer._score", 3),
+    "in the third rollout": ("alignment.ppo.trainer.sample", 3),
+    "before a mini-batch": ("alignment.ppo.trainer.PPOTrainer.compute_loss", 6),
+    "between forward and step": ("torch.optim.AdamW.step", 7),
+    "while saving the policy": ("alignment.ppo.roles.save_file", 4),
+    "while saving the value": ("alignment.ppo.roles.save_file", 5),
+    "while saving the optimiser": ("transformers.Trainer._save_optimizer_and_scheduler", 2),
+    "before the state is written": ("transformers.trainer_callback.TrainerState.save_to_json", 3),
+}
+
+
+def run_and_die(folder: str, moment: str | None) -> None:
+    """Trains in a process of its own, from the last whole checkpoint if there is one, up to a SIGKILL."""
+    torch.set_num_threads(1)
+    if moment:
+        where, times = MOMENTS[moment]
+        owner, name = where.rpartition(".")[::2]
+        place = _find(owner)
+        original, calls = getattr(place, name), [0]
+
+        def deadly(*args: Any, **kwargs: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == times:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        setattr(place, name, deadly)
+    evaluation = {"eval_dataset": Dataset.from_dict({"prompt": PROMPTS[:3], "name": ["1", "2", "3"]})}
+    evaluation["metric"] = lambda completions, **_: {"rouge": sum(map(len, completions)) / 3}
+    one = trainer(Path(folder), **RESUMED, **evaluation)
+    checkpoint = last_checkpoint(Path(folder))
+    one.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    one.save_model(str(Path(folder) / "end"))
+    log = [
+        {name: value for name, value in line.items() if not name.endswith(TIMES)} for line in one.state.log_history[:-1]
+    ]
+    (Path(folder) / "log.json").write_text(json.dumps(log, sort_keys=True))
+
+
+def _find(name: str) -> Any:
+    import importlib
+
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            place = importlib.import_module(".".join(parts[:cut]))
+        except ImportError:
+            continue
+        for part in parts[cut:]:
+            place = getattr(place, part)
+        return place
+    raise AssertionError(name)
+
+
+def in_its_own_process(folder: Path, moment: str | None) -> int:
+    context = multiprocessing.get_context("forkserver")  # which imports everything once
+    context.set_forkserver_preload(["alignment.ppo", "datasets", "transformers", "trl", "torch"])
+    process = context.Process(target=run_and_die, args=(str(folder), moment))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def result(folder: Path) -> dict[str, bytes]:
+    files = ["end/adapter_model.safetensors", "end/value/adapter_model.safetensors", "end/value/head.safetensors"]
+    return {name: (folder / name).read_bytes() for name in [*files, "log.json"]}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert in_its_own_process(folder, None) == 0
+    return result(folder)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path: Path, uninterrupted: dict[str, bytes], moment: str):
+    assert in_its_own_process(tmp_path, moment) == -signal.SIGKILL
+    assert not (tmp_path / "end").exists()
+    assert in_its_own_process(tmp_path, None) == 0
+    assert result(tmp_path) == uninterrupted
