@@ -121,6 +121,15 @@ def token_log_probs(
     return torch.cat(log_probs), torch.cat(entropies)
 
 
+@torch.no_grad()
+def supervised_log_probs(model: Any, example: dict[str, list[int]]) -> Tensor:
+    """Log-probabilities of the supervised tokens of one example of `input_ids` and `labels` (float32, on the CPU)."""
+    ids, labels = (torch.tensor([example[name]], device=model.device) for name in ("input_ids", "labels"))
+    keep = labels[0, 1:] != -100
+    logits = model(input_ids=ids, logits_to_keep=keep.nonzero().squeeze(1)).logits[0].float()
+    return logits.log_softmax(-1).gather(1, labels[0, 1:][keep].unsqueeze(1)).squeeze(1).cpu()
+
+
 @contextmanager
 def contiguous_head(model: Any) -> Iterator[None]:
     """Within it, the head copies the hidden states that it is fed, where they are a strided slice.

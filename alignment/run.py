@@ -250,6 +250,16 @@ class Run:
     def _inspect(
         folder: Path, previous: dict[str, Any] | None, manifest: dict[str, Any], resume: str | None
     ) -> tuple[bool, Path | None]:
+        named = None  # a checkpoint by its path
+        if resume and resume.lower() not in ("true", "yes"):
+            checkpoint = Path(resume).resolve()
+            whole = (checkpoint / "trainer_state.json").is_file()
+            if not whole or checkpoint.parent.parent != folder.resolve().parent:
+                raise InputError(
+                    f"--resume_from_checkpoint {resume}: not a whole checkpoint of this run. Write `true` for the last."
+                )
+            named = Path(resume) if checkpoint.parent == folder.resolve() else None  # else it is the other phase's
+            resume = None
         if previous is None:
             if folder.is_dir() and any(folder.iterdir()):
                 raise InputError(f"{folder}: exists and is not empty. Choose another --output_dir.")
@@ -268,16 +278,8 @@ class Run:
             )
         if previous["finished"]:
             return True, None
-        if resume and resume.lower() not in ("true", "yes"):
-            checkpoint = Path(resume).resolve()
-            whole = (checkpoint / "trainer_state.json").is_file()
-            if not whole or checkpoint.parent.parent != folder.resolve().parent:
-                raise InputError(
-                    f"--resume_from_checkpoint {resume}: not a whole checkpoint of this run. Write `true` for the last."
-                )
-            if checkpoint.parent == folder.resolve():
-                return False, Path(resume)
-            resume = None  # a checkpoint of the other phase
+        if named is not None:
+            return False, named
         found = last_checkpoint(folder)
         if found is not None and not resume:
             raise InputError(

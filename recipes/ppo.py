@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from datasets import Dataset
 
 from alignment import data, dialogue, models, run
-from alignment.arguments import CONFIGS, DataArguments, ModelArguments, parse
+from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
 from alignment.errors import InputError
 from alignment.ppo import PPOTrainer, Roles
 from alignment.ppo.config import PPOArguments
@@ -31,9 +31,8 @@ from reward.scorers import check_reward_model, load_scorers
 
 def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, LabelArguments, PPOArguments)
-    model_args, data_args, label_args, args = parse(
-        classes, argv, default_config=CONFIGS / "embedded.yaml", section="ppo"
-    )
+    own = {"passed_over": (PromptArguments,), "section": "ppo"}  # the prompts are those of the model it starts from
+    model_args, data_args, label_args, args = parse(classes, argv, CONFIGS / "embedded.yaml", **own)
     models.check_adapter(args.sft_model, model_args.model_name_or_path, "--sft_model")
     rewarding = None
     if "reward_model" in args.scorers:

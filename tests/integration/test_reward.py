@@ -21,9 +21,10 @@ from alignment import run
 from alignment.arguments import STAGES
 from alignment.data import Record, load_records
 from alignment.errors import InputError
+from alignment.ppo.roles import HEAD
 from recipes import reward, sft
 from reward.candidates import CORRUPTED
-from reward.model import HEAD, RewardModel
+from reward.model import RewardModel
 from reward.pairs import BINS
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "accelerate_configs"
@@ -152,6 +154,49 @@ def test_two_processes_sample_and_report_what_one_reads(rewarded: dict[int, Path
     assert not list(rewarded[2].rglob("*.journal"))
     one, two = (json.loads((rewarded[n] / "report.json").read_text("utf-8"))["accuracy"] for n in (1, 2))
     assert two == pytest.approx(one, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def optimised(
+    launched: dict[int, Path],
+    rewarded: dict[int, Path],
+    tiny_model: Path,
+    dialogues: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[int, Path]:
+    """Phase 3 by one process and by two, of equal global batch, by the number of processes."""
+    folder = tmp_path_factory.mktemp("optimised")
+    for processes, config, accumulation in ((1, "cpu", 2), (2, "cpu_two_processes", 1)):
+        flags = (
+            f"--model_name_or_path {tiny_model} --sft_model {launched[1]}/phase2 --reward_model {rewarded[1]} "
+            f"--allow_unfit true --scorers reward_model rouge --dataset_path {dialogues} "
+            f"--output_dir {folder}/{processes} --max_new_tokens 8 --num_updates 2 --rollout_batch_size 4 "
+            f"--per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation} --num_ppo_epochs 2 "
+            "--eval_steps 1 --save_steps 1 --learning_rate 2e-3 --kl_target 1"
+        )
+        result = launch(config, flags.split(), recipe="ppo")
+        assert result.returncode == 0, result.stderr
+    return {processes: folder / str(processes) for processes in (1, 2)}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_phase_3_is_trained_by_that_many_processes(optimised: dict[int, Path], processes: int):
+    assert manifest(optimised[processes] / "phase3")["world_size"] == processes
+
+
+@pytest.mark.parametrize(
+    "name", ["loss", "policy_loss", "value_loss", "reward", "length", "entropy", "ratio", "kl_coef", "eval_reward"]
+)
+def test_one_process_and_two_optimise_the_same(optimised: dict[int, Path], name: str):
+    one, two = (curve(optimised[processes] / "phase3", name) for processes in (1, 2))
+    assert len(one) >= 2
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+def test_one_process_and_two_end_with_the_same_policy(optimised: dict[int, Path]):
+    one, two = (load_file(optimised[n] / "phase3" / "adapter_model.safetensors") for n in (1, 2))
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=1e-2, atol=1e-4)
 
 
 def test_an_error_on_two_processes_is_told_once(launched: dict[int, Path], sft_flags_for: Flags):

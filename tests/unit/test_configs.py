@@ -14,6 +14,7 @@ from alignment.arguments import (
     SFTArguments,
     parse,
 )
+from alignment.ppo.config import PPOArguments
 from reward.labels import LabelArguments
 
 CLASSES = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
@@ -37,7 +38,7 @@ def test_the_recipe_takes_it(file):
     model, data, prompt, sft = parse(CLASSES, ["--config", str(file)])
     written = yaml.safe_load(file.read_text("utf-8"))
     taken = vars(model) | vars(data) | vars(prompt) | vars(sft)
-    del written["reward"]
+    del written["reward"], written["ppo"]
     assert {key: taken[key] for key in written} == written
 
 
@@ -50,6 +51,19 @@ def test_the_reward_recipe_takes_its_own_part_and_the_model(file):
     assert {key: taken[key] for key in written["reward"]} == written["reward"]
     assert model.model_name_or_path == written["model_name_or_path"]
     assert written["reward"]["sft_model"] == f"{written.get('output_dir', SFTArguments.output_dir)}/phase2"
+
+
+@each_file
+def test_the_ppo_recipe_takes_its_own_part_and_the_model(file):
+    classes = (ModelArguments, DataArguments, LabelArguments, PPOArguments)
+    model, data, label, ppo = parse(classes, ["--config", str(file)], passed_over=(PromptArguments,), section="ppo")
+    written = yaml.safe_load(file.read_text("utf-8"))
+    taken = vars(model) | vars(data) | vars(label) | vars(ppo)
+    assert {key: taken[key] for key in written["ppo"]} == written["ppo"]
+    assert model.model_name_or_path == written["model_name_or_path"]
+    of_sft = written.get("output_dir", SFTArguments.output_dir)
+    assert (written["ppo"]["sft_model"], of_sft) == (written["reward"]["sft_model"], of_sft)
+    assert written["ppo"]["reward_model"] == written["reward"].get("output_dir", RewardArguments.output_dir)
 
 
 @each_file

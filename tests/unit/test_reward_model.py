@@ -28,8 +28,9 @@ from alignment import dialogue, models
 from alignment.arguments import ModelArguments, RewardArguments
 from alignment.data import Record, load_records
 from alignment.errors import InputError
+from alignment.ppo.roles import HEAD
 from alignment.run import write_json
-from reward.model import HEAD, RewardModel, encode_summaries, head_of, load_scorer, make_batch, read
+from reward.model import RewardModel, encode_summaries, head_of, load_scorer, make_batch, read
 from reward.pairs import Pair
 from reward.trainer import PairCollator, make_examples, make_trainer
 

@@ -1,0 +1,80 @@
+"""Merges an adapter into its base, in 16 bit, as a whole model that needs no PEFT; and says what that changes.
+
+    python recipes/merge.py --model runs/ppo/phase3 --output_dir runs/merged
+
+A base in 4 bit is not merged into: rounding would take the adapter off again. Its 16-bit weights are, and so the merged
+model differs a little from what was trained; the figures printed say how much.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from peft import PeftModel
+
+from alignment import data, dialogue, models, run
+from alignment.arguments import DataArguments, ModelArguments, SFTArguments, parse
+from alignment.errors import InputError
+from alignment.head import supervised_log_probs
+
+DIALOGUES = 8
+
+
+@dataclass
+class MergeArguments:
+    """What to merge, and where it goes."""
+
+    model: str = field(default="runs/ppo/phase3", metadata={"help": "The folder of a trained adapter."})
+    output_dir: str = field(default="runs/merged", metadata={"help": "Where the whole model is written."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete what is there."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    classes = (MergeArguments, ModelArguments, DataArguments)
+    args, model_args, data_args = parse(classes, argv, passed_over=(SFTArguments,))
+    output = Path(args.output_dir)
+    base = models.base_of(args.model)
+    models.check_adapter(args.model, base or model_args.model_name_or_path, "--model")
+    if output.exists() and any(output.iterdir()):
+        if not args.overwrite_output_dir or not (output / run.MANIFEST).is_file():
+            raise InputError(f"--output_dir {output}: exists. Choose another, or --overwrite_output_dir true for ours.")
+        shutil.rmtree(output)
+    run.make_folder(output)
+    (_, records), _ = data.load_train_and_eval(data_args)
+    manifest = run.read_manifest(args.model) or {"finished": True, "settings": {}}
+    form, phase = manifest.get("prompt_form", "instruction"), manifest.get("phase", 1)
+    tokenizer = models.load_tokenizer(args.model)
+    examples = [
+        dialogue.encode_example(record, dialogue.instructions_for(record, phase)[0], form, tokenizer)
+        for record in records[:DIALOGUES]
+    ]
+
+    model_args = models.as_trained(replace(model_args, model_name_or_path=str(base)), manifest["settings"])
+    before = log_probs(models.add_adapter(models.load_base(model_args), args.model), examples)
+    model_args.load_in_4bit = model_args.load_in_8bit = False
+    merged = models.add_adapter(models.load_base(model_args), args.model).merge_and_unload()
+    difference = (log_probs(merged, examples) - before).abs()
+    dtype = str(merged.dtype).removeprefix("torch.")
+    merged.save_pretrained(str(output))
+    tokenizer.save_pretrained(str(output))
+    quantisation = dict.fromkeys(("load_in_4bit", "load_in_8bit"), False)
+    settings = manifest["settings"] | quantisation | {"dtype": dtype}
+    run.write_json(manifest | {"merged_from": args.model, "settings": settings}, output / run.MANIFEST)
+    run.say(
+        f"{output}: {args.model} in {dtype}. Log-probability of a reference's token, over {len(difference)} "
+        f"tokens: largest difference {difference.max():.4f}, mean {difference.mean():.4f} nats."
+    )
+
+
+def log_probs(model: PeftModel, examples: list[dict[str, list[int]]]) -> torch.Tensor:
+    """The log-probability of each token of the references, end tokens included."""
+    model.eval()
+    return torch.cat([supervised_log_probs(model, example) for example in examples])
+
+
+if __name__ == "__main__":
+    run.launch(main)
