@@ -17,12 +17,13 @@ from reward.rouge import paired_bootstrap, rouge
 
 SIDE_BY_SIDE = 5
 CURVES = {
-    "Reward of the rollouts": ("reward", "rlhf_reward"),
+    "Score of the rollouts": ("score",),
+    "Reward: score in deviations from the first, less penalties": ("reward",),
     "KL of a completion from the reference, in nats": ("kl",),
     "Tokens of a completion": ("length",),
     "Entropy at a token, in nats": ("entropy",),
     "Held-out ROUGE": ("eval_rouge",),
-    "Held-out reward": ("eval_reward",),
+    "Held-out score": ("eval_score",),
 }
 
 

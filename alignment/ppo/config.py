@@ -38,9 +38,11 @@ class PPOConfig(TrainerArguments, TrainingArguments):
     cliprange: float = field(default=0.2, metadata={"help": "The policy's clip of the probability ratio."})
     cliprange_value: float = field(default=0.2, metadata={"help": "The value's clip of its change."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value's loss."})
-    missing_eos_penalty: float = field(default=1.0, metadata={"help": "Taken off a completion that does not end."})
-    score_clip: float = field(default=10.0, metadata={"help": "Scores beyond this, above or below 0, count as this."})
-    value_warmup_updates: int = field(default=0, metadata={"help": "First updates in which only the value learns."})
+    missing_eos_penalty: float = field(default=1.0, metadata={"help": "Deviations taken off where no end comes."})
+    score_clip: float = field(
+        default=5.0, metadata={"help": "Deviations from the mean of the first rollout beyond which scores are cut."}
+    )
+    value_warmup_updates: int = field(default=1, metadata={"help": "First updates in which only the value learns."})
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the prompts."})

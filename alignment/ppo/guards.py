@@ -14,17 +14,17 @@ def reward_hacking(log: list[dict[str, float]], metric: str) -> str | None:
         log: A trainer's `log_history`.
         metric: The name of the true metric in it, such as `eval_rouge`; more of it is better.
     """
-    evaluations = [line for line in log if "eval_reward" in line and metric in line]
+    evaluations = [line for line in log if "eval_score" in line and metric in line]
     if len(evaluations) < 3:
         return None
     first, *last = evaluations[0], *evaluations[-2:]
-    if not all(line["eval_reward"] > first["eval_reward"] and line[metric] < first[metric] for line in last):
+    if not all(line["eval_score"] > first["eval_score"] and line[metric] < first[metric] for line in last):
         return None
     now = last[-1]
-    figures = ("eval_reward", metric, "eval_length", "eval_repetition")
+    figures = ("eval_score", metric, "eval_length", "eval_repetition")
     shown = ", ".join(f"{name} {first[name]:.4g} -> {now[name]:.4g}" for name in figures if name in first)
     return (
-        f"reward hacking: from step {first['step']} to {now['step']} the reward rose while the true metric fell "
+        f"reward hacking: from step {first['step']} to {now['step']} the score rose while the true metric fell "
         f"({shown}). Raise --kl_coef, lower --learning_rate, or mend the reward; the best checkpoint by "
         f"{metric} is kept."
     )

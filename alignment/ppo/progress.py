@@ -10,7 +10,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from alignment.progress import console, peak_memory_gib
 
 # Column of the table -> the figure's name in the log.
-COLUMNS = {"reward": "reward", "KL": "kl", "length": "length", "entropy": "entropy", "tokens/s": "tokens_per_second"}
+COLUMNS = {
+    "score": "score",
+    "reward": "reward",
+    "KL": "kl",
+    "length": "length",
+    "entropy": "entropy",
+    "tokens/s": "tokens_per_second",
+}
 ROWS = 12
 
 
@@ -35,7 +42,7 @@ class PPOProgress(TrainerCallback):
         """Adds an update, or held-out figures."""
         if not state.is_world_process_zero or not hasattr(self, "started"):
             return
-        if "eval_reward" in logs:
+        if "eval_score" in logs:
             figures = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
             shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if name != "seconds")
             self.held_out = f"held-out at update {state.global_step // self.steps_per_update}: {shown}"

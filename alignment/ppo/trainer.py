@@ -97,6 +97,7 @@ class PPOTrainer(AdapterCheckpoints):
         self.roles = roles
         self.loss_is_scaled_for_ga = True
         self.kl_coef = args.kl_coef
+        self.scale: tuple[float, float] | None = None  # mean and deviation of the scores in the first rollout
         self._figures: dict[str, float] = {}  # of the rollout, for the log
         self._sums: list[Tensor] = []  # of the steps since
         if metric is not None and args.metric_for_best_model:
@@ -193,9 +194,8 @@ class PPOTrainer(AdapterCheckpoints):
             )
         sampled_seconds = time.monotonic() - started
         raw = self._score(self.train_dataset.select(rows), texts)
-        scores = self._combine(raw).clamp(-args.score_clip, args.score_clip)
+        combined = self._combine(raw)
         ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
-        scores = scores - args.missing_eos_penalty * (1 - ended)
         batches = micro_batches(prompts, completions, pad_id, args.per_device_train_batch_size)
         batches = [batch | judge(self.roles, batch, args.temperature) for batch in batches]
         whole = {
@@ -203,6 +203,11 @@ class PPOTrainer(AdapterCheckpoints):
             for name in ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
         }
         mask = whole["completion_mask"]
+        if self.scale is None:
+            self._begin_at_zero(combined, whole["old_values"], batches, mask)
+        mean, deviation = self.scale
+        scores = ((combined - mean) / deviation).clamp(-args.score_clip, args.score_clip)
+        scores = scores - args.missing_eos_penalty * (1 - ended)
         kl = ppo.kl_divergence(whole["old_log_probs"], whole["ref_log_probs"], args.kl_estimator) * mask
         rewards = ppo.token_rewards(kl, scores, mask, self.kl_coef)
         found = ppo.advantages_and_returns(rewards, whole["old_values"], mask, args.gamma, args.lam)
@@ -212,11 +217,16 @@ class PPOTrainer(AdapterCheckpoints):
             part = slice(start, start + args.per_device_train_batch_size)
             batch |= {"advantages": advantages[part], "returns": returns[part], "first": start == 0}
         self.state.num_input_tokens_seen += int(self._sum(torch.tensor(sum(map(len, prompts + completions)))))
-        of_rows = {"reward": scores, "kl": kl.sum(1), "length": mask.sum(1).float(), "ended": ended}
+        of_rows = {
+            "score": combined,
+            "reward": rewards.sum(1),
+            "kl": kl.sum(1),
+            "length": mask.sum(1).float(),
+            "ended": ended,
+        }
         of_rows |= {f"score/{name}": values for name, values in raw.items()}
         means = self._sum(torch.stack([values.double().sum() for values in of_rows.values()])) / args.rollout_batch_size
         self._figures = dict(zip(of_rows, means.tolist(), strict=True)) | {
-            "rlhf_reward": float(self._sum(rewards.double().sum())) / args.rollout_batch_size,
             "entropy": float(self._sum((whole["entropy"] * mask).double().sum()) / self._sum(mask.sum())),
             "explained_variance": ppo.explained_variance(whole["old_values"], returns, mask),
             "kl_coef": self.kl_coef,
@@ -227,6 +237,23 @@ class PPOTrainer(AdapterCheckpoints):
         self._learning_since, self._update_since = time.monotonic(), started
         self._tokens = sum(map(len, prompts + completions)) * accelerator.num_processes
         return batches
+
+    def _begin_at_zero(self, scores: Tensor, values: Tensor, batches: list[dict[str, Any]], mask: Tensor) -> None:
+        """Takes the scale of the scores from the first rollout, and begins the value at its mean, which then is 0.
+
+        Where scores are far from what the critic foresees, the last token gets all the credit, and the policy learns
+        to end sooner or later, whatever it writes. Source: Stiennon et al. 2020 (arXiv 2009.01325), appendix C.2.
+        """
+        count, total, squares = self._sum(ppo.moments(scores, torch.ones_like(scores, dtype=torch.bool))).tolist()
+        mean = total / count
+        deviation = math.sqrt(max(0.0, squares / count - mean**2))
+        self.scale = (mean, deviation if deviation > 1e-6 else 1.0)
+        count, total, _ = self._sum(ppo.moments(values, mask)).tolist()
+        with torch.no_grad():
+            self.roles.value_head.bias -= total / count
+        values -= total / count * mask
+        for start, batch in zip(range(0, len(values), self.args.per_device_train_batch_size), batches, strict=True):
+            batch["old_values"] = values[start : start + self.args.per_device_train_batch_size]
 
     def _row(self, place: int) -> int:
         """The prompt at a place in the run: each pass goes through all of them in an order of its own."""
@@ -341,7 +368,7 @@ class PPOTrainer(AdapterCheckpoints):
         started = time.monotonic()
         texts = self.answer()
         raw = self._score(self.eval_dataset, texts)
-        figures = {"reward": float(self._combine(raw).mean()), "length": sum(map(len, texts)) / len(texts)}
+        figures = {"score": float(self._combine(raw).mean()), "length": sum(map(len, texts)) / len(texts)}
         figures |= {f"score/{name}": float(scores.mean()) for name, scores in raw.items()} if len(raw) > 1 else {}
         if self.metric:
             columns = {name: self.eval_dataset[name] for name in self.eval_dataset.column_names if name != "prompt"}
@@ -373,11 +400,12 @@ class PPOTrainer(AdapterCheckpoints):
         folder = Path(output_dir or str(self.args.output_dir))
         self.roles.save(folder)
         self.processing_class.save_pretrained(str(folder))
-        write_json({"kl_coef": self.kl_coef}, folder / STATE)
+        write_json({"kl_coef": self.kl_coef, "scale": self.scale}, folder / STATE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.roles.load(resume_from_checkpoint)
-        self.kl_coef = json.loads((Path(resume_from_checkpoint) / STATE).read_text())["kl_coef"]
+        state = json.loads((Path(resume_from_checkpoint) / STATE).read_text())
+        self.kl_coef, self.scale = state["kl_coef"], state["scale"]
 
     def _load_best_model(self) -> None:
         self.roles.load(str(self.state.best_model_checkpoint))

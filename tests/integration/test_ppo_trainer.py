@@ -72,7 +72,7 @@ def trainer(folder: Path, scorer: Any = share_of_a, prompts: Any = None, **setti
         "output_dir": str(folder), "num_updates": 2, "rollout_batch_size": 8, "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1, "num_ppo_epochs": 2, "max_new_tokens": 8, "learning_rate": 1e-3,
         "eval_strategy": "steps" if "metric" in keywords else "no", "save_strategy": "no", "use_cpu": True,
-        "load_best_model_at_end": False, "missing_eos_penalty": 0.0, "max_kl": 1e9,
+        "load_best_model_at_end": False, "missing_eos_penalty": 0.0, "max_kl": 1e9, "value_warmup_updates": 0,
     } | settings  # fmt: skip
     return PPOTrainer(
         model=values.pop("model", None) or model(),
@@ -86,8 +86,8 @@ def trainer(folder: Path, scorer: Any = share_of_a, prompts: Any = None, **setti
     )
 
 
-def rewards(one: PPOTrainer) -> list[float]:
-    return [line["reward"] for line in one.state.log_history if "reward" in line]
+def scores(one: PPOTrainer) -> list[float]:
+    return [line["score"] for line in one.state.log_history if "score" in line]
 
 
 # It learns
@@ -102,8 +102,8 @@ LEARNING = {
 def test_the_reward_rises_from_chance_to_near_its_maximum(tmp_path: Path, seed: int):
     one = trainer(tmp_path, seed=seed, **LEARNING)
     one.train()
-    assert rewards(one)[0] < 0.3  # chance, for this model
-    assert sum(rewards(one)[-3:]) / 3 > 0.9
+    assert scores(one)[0] < 0.3  # chance, for this model
+    assert sum(scores(one)[-3:]) / 3 > 0.9
 
 
 def test_with_a_large_kl_coefficient_the_policy_stays_put(tmp_path: Path):
@@ -112,7 +112,7 @@ def test_with_a_large_kl_coefficient_the_policy_stays_put(tmp_path: Path):
         settings = LEARNING | {"num_updates": 12, "learning_rate": 5e-4, "kl_coef": kl_coef}
         one = trainer(tmp_path / str(kl_coef), **settings)
         one.train()
-        found[kl_coef] = [line["kl"] for line in one.state.log_history if "kl" in line][-1], rewards(one)[-1]
+        found[kl_coef] = [line["kl"] for line in one.state.log_history if "kl" in line][-1], scores(one)[-1]
     assert found[0.0][0] > 10 * abs(found[10.0][0])
     assert found[0.0][1] > found[10.0][1] + 0.1
 
@@ -203,7 +203,7 @@ def test_several_scorers_are_weighted_and_logged_apart(tmp_path: Path):
     first = one.state.log_history[0]
     assert sorted(seen) == [(str(i + 1), prompt) for i, prompt in enumerate(PROMPTS)]
     assert first["score/name"] == 4.5
-    assert first["reward"] == pytest.approx(first["score/a"] + 0.5 * 4.5)
+    assert first["score"] == pytest.approx(first["score/a"] + 0.5 * 4.5)
 
 
 def test_a_completion_that_does_not_end_costs(tmp_path: Path):
@@ -275,13 +275,13 @@ def test_the_kl_coefficient_follows_its_target(tmp_path: Path):
 )  # fmt: skip
 def test_reward_hacking_is_told_with_figures(reward: list[float], rouge: list[float], hacked: bool):
     log = [
-        {"step": 4 * i, "eval_reward": r, "eval_rouge": m, "eval_length": 90 + i}
+        {"step": 4 * i, "eval_score": r, "eval_rouge": m, "eval_length": 90 + i}
         for i, (r, m) in enumerate(zip(reward, rouge, strict=True))
     ]
     warning = reward_hacking(log, "eval_rouge")
     assert (warning is not None) == hacked
     if warning:
-        assert "eval_reward 0 -> 2, eval_rouge 30 -> 25, eval_length 90 -> 92" in warning
+        assert "eval_score 0 -> 2, eval_rouge 30 -> 25, eval_length 90 -> 92" in warning
 
 
 def test_reward_hacking_is_said_while_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

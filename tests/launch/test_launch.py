@@ -185,7 +185,8 @@ def test_phase_3_is_trained_by_that_many_processes(optimised: dict[int, Path], p
 
 
 @pytest.mark.parametrize(
-    "name", ["loss", "policy_loss", "value_loss", "reward", "length", "entropy", "ratio", "kl_coef", "eval_reward"]
+    "name",
+    ["loss", "policy_loss", "value_loss", "reward", "length", "entropy", "ratio", "kl_coef", "score", "eval_score"],
 )
 def test_one_process_and_two_optimise_the_same(optimised: dict[int, Path], name: str):
     one, two = (curve(optimised[processes] / "phase3", name) for processes in (1, 2))
