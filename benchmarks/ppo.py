@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 PROMPTS, NEW_TOKENS, EPOCHS = 8, 32, 4
+LONGEST = 640  # tokens of a prompt; with longer ones trl needs more than 20 GiB
 CONVERT = """
 import sys, torch
 from importlib.util import find_spec
@@ -135,17 +136,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run([str(scratch_python()), "-c", CONVERT, str(folder / "model")], check=True, capture_output=True)
-        records, _ = data.load_records(options.dataset_path, max_rows=PROMPTS * options.updates)
-        if len(records) < PROMPTS:
-            parser.error(f"{options.dataset_path} has {len(records)} dialogues, of which an update needs {PROMPTS}")
+        records, _ = data.load_records(options.dataset_path)
         tokenizer = models.load_tokenizer(str(folder / "model"))
-        records, _ = dialogue.fit_records(records, "instruction", tokenizer, 2048, NEW_TOKENS)
-        prompts = [dialogue.prompt_for(record, 1, "instruction", tokenizer) for record in records]
-        ids = [dialogue.encode_prompt(prompt, "instruction", tokenizer) for prompt in prompts]
-        rows = [
-            {"prompt": prompt, "dialogue": record.dialogue, "input_ids": own}
-            for prompt, record, own in zip(prompts, records, ids, strict=True)
-        ]
+        rows = []
+        for record in records:
+            prompt = dialogue.prompt_for(record, 1, "instruction", tokenizer)
+            ids = dialogue.encode_prompt(prompt, "instruction", tokenizer)
+            if len(ids) <= LONGEST and len(rows) < PROMPTS * options.updates:
+                rows.append({"prompt": prompt, "dialogue": record.dialogue, "input_ids": ids})
+        if len(rows) < PROMPTS:
+            parser.error(
+                f"{options.dataset_path} has {len(rows)} dialogues of up to {LONGEST} tokens, expected {PROMPTS}"
+            )
         (folder / "rows.json").write_text(json.dumps(rows))
         # No completion ends before 32 tokens: to both, the end is a token that is never written.
         (folder / "never.json").write_text(json.dumps(tokenizer.convert_tokens_to_ids("<reponame>")))
@@ -168,7 +170,7 @@ def main() -> None:
                 told[kind].append(json.loads(line))
         for worker in workers.values():
             worker.kill()
-    tokens = sum(map(len, ids)) / len(ids)
+    tokens = sum(len(row["input_ids"]) for row in rows) / len(rows)
     seconds = {kind: statistics.median(line["seconds"] for line in lines) for kind, lines in told.items()}
     peak = {kind: max(line["peak_memory_gib"] for line in lines) for kind, lines in told.items()}
     figures = {"update_seconds": round(seconds["ours"], 1), "peak_memory_gib": round(peak["ours"], 2)}
