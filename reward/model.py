@@ -51,7 +51,7 @@ def make_batch(
     }  # fmt: skip
 
 
-def read(model: nn.Module, batch: Batch) -> Tensor:
+def read(model: nn.Module | RewardRole, batch: Batch) -> Tensor:
     """The head's raw score of each summary (N), at its last token that is not the pad token.
 
     That is its end token, or the one before where a tokenizer pads with the end token.
@@ -64,7 +64,11 @@ def read(model: nn.Module, batch: Batch) -> Tensor:
     enough = torch.cat([order, order[-1:].expand(max(0, CHUNKS - len(order)))])
     prompt_mask = batch["attention_mask"]
     # What is recomputed under gradient checkpointing keeps no keys and values: each summary is read with its prompt.
-    whole = model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    whole = (
+        isinstance(model, nn.Module)
+        and model.training
+        and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    )
     if not whole:
         positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
         of_prompts = model(
@@ -203,6 +207,10 @@ class RewardModel:
         Raises:
             InputError: The base is quantised: merged into rounded weights, the adapter would be rounded off.
         """
+        if isinstance(self.model, RewardRole):
+            raise InputError(
+                f"{path}: this reward model shares its base with PPO. Publish what RewardModel.load gives."
+            )
         if getattr(self.model.config, "quantization_config", None):
             raise InputError(f"{path}: load the reward model with --load_in_4bit false (or 8bit) to publish it whole.")
         self.model.merge_and_unload().save_pretrained(str(path))

@@ -265,8 +265,6 @@ class RewardRole:
     It gives the raw score of each row at its last token that is not the pad token.
     """
 
-    training = False  # so that no one looks for gradient checkpointing in it
-
     def __init__(self, roles: Roles, pad_token_id: int) -> None:
         self.roles, self.pad_token_id = roles, pad_token_id
         self.config = roles.config

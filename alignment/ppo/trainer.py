@@ -24,7 +24,7 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 
 from alignment import models
 from alignment.errors import InputError
@@ -61,6 +61,8 @@ class PPOTrainer(AdapterCheckpoints):
     Raises:
         InputError: No prompts, one that is too long, or batch sizes that do not divide each other.
     """
+
+    control: TrainerControl
 
     def __init__(
         self,
@@ -203,8 +205,7 @@ class PPOTrainer(AdapterCheckpoints):
             for name in ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
         }
         mask = whole["completion_mask"]
-        if self.scale is None:
-            self._begin_at_zero(combined, whole["old_values"], batches, mask)
+        self.scale = self.scale or self._begin_at_zero(combined, whole["old_values"], batches, mask)
         mean, deviation = self.scale
         scores = ((combined - mean) / deviation).clamp(-args.score_clip, args.score_clip)
         scores = scores - args.missing_eos_penalty * (1 - ended)
@@ -215,7 +216,7 @@ class PPOTrainer(AdapterCheckpoints):
         advantages = ppo.whiten(advantages, mask, self._sum(ppo.moments(advantages, mask)))
         for start, batch in zip(range(0, len(rows), args.per_device_train_batch_size), batches, strict=True):
             part = slice(start, start + args.per_device_train_batch_size)
-            batch |= {"advantages": advantages[part], "returns": returns[part], "first": start == 0}
+            batch |= {"advantages": advantages[part], "returns": returns[part]}
         self.state.num_input_tokens_seen += int(self._sum(torch.tensor(sum(map(len, prompts + completions)))))
         of_rows = {
             "score": combined,
@@ -238,8 +239,10 @@ class PPOTrainer(AdapterCheckpoints):
         self._tokens = sum(map(len, prompts + completions)) * accelerator.num_processes
         return batches
 
-    def _begin_at_zero(self, scores: Tensor, values: Tensor, batches: list[dict[str, Any]], mask: Tensor) -> None:
-        """Takes the scale of the scores from the first rollout, and begins the value at its mean, which then is 0.
+    def _begin_at_zero(
+        self, scores: Tensor, values: Tensor, batches: list[dict[str, Any]], mask: Tensor
+    ) -> tuple[float, float]:
+        """Mean and deviation of the scores in the first rollout; the value begins at that mean, which is 0 then.
 
         Where scores are far from what the critic foresees, the last token gets all the credit, and the policy learns
         to end sooner or later, whatever it writes. Source: Stiennon et al. 2020 (arXiv 2009.01325), appendix C.2.
@@ -247,13 +250,13 @@ class PPOTrainer(AdapterCheckpoints):
         count, total, squares = self._sum(ppo.moments(scores, torch.ones_like(scores, dtype=torch.bool))).tolist()
         mean = total / count
         deviation = math.sqrt(max(0.0, squares / count - mean**2))
-        self.scale = (mean, deviation if deviation > 1e-6 else 1.0)
         count, total, _ = self._sum(ppo.moments(values, mask)).tolist()
         with torch.no_grad():
-            self.roles.value_head.bias -= total / count
-        values -= total / count * mask
+            self.roles.value_head.bias.sub_(total / count)
+        values.sub_(total / count * mask)
         for start, batch in zip(range(0, len(values), self.args.per_device_train_batch_size), batches, strict=True):
             batch["old_values"] = values[start : start + self.args.per_device_train_batch_size]
+        return mean, deviation if deviation > 1e-6 else 1.0
 
     def _row(self, place: int) -> int:
         """The prompt at a place in the run: each pass goes through all of them in an order of its own."""
