@@ -16,12 +16,11 @@ from alignment import models
 from alignment.data import Record
 from alignment.dialogue import language
 from alignment.errors import InputError
+from alignment.ppo.rollout import Scorer
 from reward.candidates import Candidate
 from reward.labels import LabelArguments, label_candidates
 from reward.model import RewardModel
 from reward.rouge import rouge
-
-Scorer = Callable[..., list[float]]
 
 
 def load_scorers(

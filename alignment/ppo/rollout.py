@@ -5,14 +5,21 @@ prompts share its batch, on how many processes there are, or on whether the run 
 """
 
 import random
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from alignment.errors import InputError
 from alignment.head import contiguous_head
 from alignment.ppo.roles import REFERENCE, MicroBatch, Roles
+
+# Called by keyword with `prompts`, `completions` and the data set's other columns; one number for each completion.
+Scorer = Callable[..., list[float]]
 
 
 def noise(seed: int, places: list[int], tokens: int) -> Tensor:
@@ -97,6 +104,35 @@ def micro_batches(
             "completion_ids": completion_ids, "completion_mask": completion_mask,
         })  # fmt: skip
     return batches
+
+
+def score(scorers: dict[str, Scorer], rows: Dataset, texts: list[str]) -> dict[str, Tensor]:
+    """What each scorer gives each text (N).
+
+    Raises:
+        InputError: A scorer raised, or returned too few or too many numbers, or one that is not finite.
+    """
+    columns = {name: rows[name] for name in rows.column_names if name != "prompt"}
+    raw = {}
+    for name, scorer in scorers.items():
+        try:
+            given = scorer(prompts=rows["prompt"], completions=texts, **columns)
+            scores = torch.tensor([float(value) for value in given])
+        except InputError:
+            raise
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise InputError(
+                f"Scorer {name}: {type(error).__name__}: {error} ({where.filename}:{where.lineno}). "
+                f"It was called with prompts, completions and {', '.join(columns) or 'no more columns'}."
+            ) from error
+        if len(scores) != len(texts):
+            raise InputError(f"Scorer {name}: {len(scores)} scores for {len(texts)} completions; expected as many.")
+        if not scores.isfinite().all():
+            bad = int((~scores.isfinite()).nonzero()[0])
+            raise InputError(f"Scorer {name}: {scores[bad]} for {texts[bad]!r:.80}. Expected a finite number.")
+        raw[name] = scores
+    return raw
 
 
 @torch.no_grad()

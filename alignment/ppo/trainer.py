@@ -12,7 +12,6 @@ processes; and see math.py for where the score is added.
 import json
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from copy import copy
 from pathlib import Path
@@ -34,13 +33,11 @@ from alignment.ppo.config import PPOConfig
 from alignment.ppo.guards import RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import Roles
-from alignment.ppo.rollout import judge, micro_batches, noise, sample
+from alignment.ppo.rollout import Scorer, judge, micro_batches, noise, sample, score
 from alignment.run import say, write_json
 from alignment.training import AdapterCheckpoints, add_callbacks
 
-# Called by keyword with `prompts`, `completions` and the data set's other columns; one number for each completion.
-Scorer = Callable[..., list[float]]
-# Called in the same way; figures over all completions, for evaluation.
+# Called as a scorer is; figures over all completions, for evaluation.
 Metric = Callable[..., dict[str, float]]
 STATE = "ppo.json"
 
@@ -195,7 +192,7 @@ class PPOTrainer(AdapterCheckpoints):
                 "what the model was trained on: it ends its answers before the first word."
             )
         sampled_seconds = time.monotonic() - started
-        raw = self._score(self.train_dataset.select(rows), texts)
+        raw = score(self.scorers, self.train_dataset.select(rows), texts)
         combined = self._combine(raw)
         ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
         batches = micro_batches(prompts, completions, pad_id, args.per_device_train_batch_size)
@@ -276,30 +273,6 @@ class PPOTrainer(AdapterCheckpoints):
         ended = [ids[:-1] if ids[-1] == self.end_token_id else ids for ids in completions]
         return [self.processing_class.decode(ids, skip_special_tokens=True).strip() for ids in ended]
 
-    def _score(self, rows: Dataset, texts: list[str]) -> dict[str, Tensor]:
-        """What each scorer gives each text (N)."""
-        columns = {name: rows[name] for name in rows.column_names if name != "prompt"}
-        raw = {}
-        for name, scorer in self.scorers.items():
-            try:
-                given = scorer(prompts=rows["prompt"], completions=texts, **columns)
-                scores = torch.tensor([float(value) for value in given])
-            except InputError:
-                raise
-            except Exception as error:
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                raise InputError(
-                    f"Scorer {name}: {type(error).__name__}: {error} ({where.filename}:{where.lineno}). "
-                    f"It was called with prompts, completions and {', '.join(columns) or 'no more columns'}."
-                ) from error
-            if len(scores) != len(texts):
-                raise InputError(f"Scorer {name}: {len(scores)} scores for {len(texts)} completions; expected as many.")
-            if not scores.isfinite().all():
-                bad = int((~scores.isfinite()).nonzero()[0])
-                raise InputError(f"Scorer {name}: {scores[bad]} for {texts[bad]!r:.80}. Expected a finite number.")
-            raw[name] = scores
-        return raw
-
     def _combine(self, raw: dict[str, Tensor]) -> Tensor:
         return torch.stack([self.scorer_weights[name] * scores for name, scores in raw.items()]).sum(0)
 
@@ -370,7 +343,7 @@ class PPOTrainer(AdapterCheckpoints):
         """Answers the held-out prompts greedily; logs what scorers and metric say, and keeps the texts in a file."""
         started = time.monotonic()
         texts = self.answer()
-        raw = self._score(self.eval_dataset, texts)
+        raw = score(self.scorers, self.eval_dataset, texts)
         figures = {"score": float(self._combine(raw).mean()), "length": sum(map(len, texts)) / len(texts)}
         figures |= {f"score/{name}": float(scores.mean()) for name, scores in raw.items()} if len(raw) > 1 else {}
         if self.metric:

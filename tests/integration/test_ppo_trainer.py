@@ -384,7 +384,7 @@ RESUMED = {
 MOMENTS = {
     "before anything": ("alignment.ppo.trainer.sample", 1),
     "in the first rollout": ("alignment.ppo.trainer.judge", 2),
-    "between sampling and scoring": ("alignment.ppo.trainer.PPOTrainer._score", 3),
+    "between sampling and scoring": ("alignment.ppo.trainer.score", 3),
     "in the third rollout": ("alignment.ppo.trainer.sample", 3),
     "before a mini-batch": ("alignment.ppo.trainer.PPOTrainer.compute_loss", 6),
     "between forward and step": ("torch.optim.AdamW.step", 7),
