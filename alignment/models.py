@@ -9,7 +9,15 @@ from typing import Any, TypeAlias
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
 from transformers import (
     AutoConfig,
@@ -210,8 +218,14 @@ def add_adapter(base: PreTrainedModel, folder: str | Path, trainable: bool = Fal
             base, str(folder), config=config, is_trainable=trainable, autocast_adapter_dtype=False
         )
         # PEFT passes over tensors that have no place in the base.
-        if superfluous := load_peft_weights(str(folder), device="cpu").keys() - get_peft_model_state_dict(model).keys():
+        weights = load_peft_weights(str(folder), device="cpu")
+        if superfluous := weights.keys() - get_peft_model_state_dict(model).keys():
             raise ValueError(f"the base has no place for {len(superfluous)} tensors such as {min(superfluous)}")
+        if any(weight.dtype == torch.float32 for weight in weights.values()):  # PPO's: keep its small steps
+            for layer in filter(lambda module: isinstance(module, BaseTunerLayer), model.modules()):
+                for name in layer.adapter_layer_names:
+                    getattr(layer, name).float()
+            set_peft_model_state_dict(model, weights)
         return model
     except (RuntimeError, ValueError, OSError) as error:
         reason = textwrap.shorten(str(error).strip().splitlines()[-1], 300, placeholder=" ...")

@@ -35,6 +35,7 @@ FREE_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "phases", "report_to", "run_name", "project",
     "logging_dir", "disable_tqdm", "log_level", "push_to_hub", "hub_token", "hub_model_id", "trackio_space_id",
     "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory", "per_device_eval_batch_size",
+    "activation_checkpointing", "generation_batch_size",
     "eval_accumulation_steps", "torch_empty_cache_steps", "gradient_checkpointing", "local_rank",
     "stage", "min_accuracy", "sample_batch_size",
 }  # fmt: skip
@@ -57,10 +58,10 @@ def launch(main: Callable[[], None]) -> None:
         code = 130
     except torch.OutOfMemoryError as error:
         _tell(
-            f"error: out of memory: {error}. When generating, lower --batch_size. When training, go on with "
-            "--resume_from_checkpoint true and --gradient_checkpointing true or a lower --per_device_eval_batch_size; "
-            "or start anew with a lower --per_device_train_batch_size and more --gradient_accumulation_steps, "
-            "--load_in_4bit true, or a lower --max_length."
+            f"error: out of memory: {error}. When generating, lower --batch_size (PPO: --generation_batch_size). When "
+            "training, go on with --resume_from_checkpoint true and --gradient_checkpointing true or a lower "
+            "--per_device_eval_batch_size; or start anew with a lower --per_device_train_batch_size and more "
+            "--gradient_accumulation_steps, --load_in_4bit true, or a lower --max_length."
         )
         code, together = 2, False
     except Exception as error:
@@ -268,6 +269,8 @@ class Run:
         changed = [f"{k} {old.get(k)} -> {new[k]}" for k in new if k not in FREE_SETTINGS and old.get(k) != new[k]]
         if previous.get("data") != manifest.get("data"):
             changed.insert(0, "other dialogues")
+        if previous.get("starts_from") != manifest.get("starts_from"):
+            changed.insert(0, "other weights to start from")
         if not previous["finished"] and previous["world_size"] != manifest["world_size"]:
             changed.insert(0, f"number of processes {previous['world_size']} -> {manifest['world_size']}")
         has_work = previous["finished"] or last_checkpoint(folder) is not None  # else it failed as it began

@@ -39,10 +39,13 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     base = models.base_of(args.model)
     models.check_adapter(args.model, base or model_args.model_name_or_path, "--model")
-    if output.exists() and any(output.iterdir()):
-        if not args.overwrite_output_dir or not (output / run.MANIFEST).is_file():
-            raise InputError(f"--output_dir {output}: exists. Choose another, or --overwrite_output_dir true for ours.")
-        shutil.rmtree(output)
+    if Path(args.model).resolve().is_relative_to(output.resolve()):
+        raise InputError(f"--output_dir {output}: has the adapter in it. Choose another folder.")
+    earlier = args.overwrite_output_dir and "merged_from" in (run.read_manifest(output) or {})
+    if output.exists() and any(output.iterdir()) and not earlier:
+        raise InputError(
+            f"--output_dir {output}: exists. Choose another, or replace a merge: --overwrite_output_dir true."
+        )
     run.make_folder(output)
     (_, records), _ = data.load_train_and_eval(data_args)
     manifest = run.read_manifest(args.model) or {"finished": True, "settings": {}}
@@ -59,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     merged = models.add_adapter(models.load_base(model_args), args.model).merge_and_unload()
     difference = (log_probs(merged, examples) - before).abs()
     dtype = str(merged.dtype).removeprefix("torch.")
+    shutil.rmtree(output)  # an earlier merge
     merged.save_pretrained(str(output))
     tokenizer.save_pretrained(str(output))
     quantisation = dict.fromkeys(("load_in_4bit", "load_in_8bit"), False)

@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     form, phase = sft.get("prompt_form", "instruction"), sft.get("phase", 1)
     model_args = models.as_trained(model_args, sft.get("settings", {}))
     args.max_new_tokens = args.max_new_tokens or sft.get("settings", {}).get("max_new_tokens") or 128
+    models.check_trainable(model_args)
     models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     output = Path(args.output_dir)
     run.make_folder(output)
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         "phase": phase,  # its prompts are those of the model that it comes from
         "prompt_form": form,
         "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
-        "starts_from": [models.weights_of(folder) for folder in (args.sft_model, rewarding) if folder],
+        "starts_from": [list(map(list, models.weights_of(one))) for one in (args.sft_model, rewarding) if one],
     }
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
     current = run.Run.start(output / "phase3", settings, facts, *resume)
@@ -103,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         metric=partial(held_out_figures, args.metric_profile),
         processing_class=tokenizer,
         end_token_id=dialogue.end_token_id(form, tokenizer),
+        add_special_tokens=form != "template",
     )
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()

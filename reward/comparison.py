@@ -82,6 +82,8 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
             f"{profile}: phase 3 is {found['difference']:+.2f} from phase 2 "
             f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.3f})."
         )
+    if figures["difference"][figures["chosen_by"]]["difference"] <= 0:
+        say("Phase 3 is no better than phase 2 here. Use phase 2.")
     say(f"Written: {folder}/report.html and results.json")
 
 

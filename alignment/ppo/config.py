@@ -1,5 +1,6 @@
 """The settings of PPO: transformers' `TrainingArguments`, with ours added."""
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -18,7 +19,9 @@ class PPOConfig(TrainerArguments, TrainingArguments):
     """
 
     output_dir: str | None = field(default="runs/ppo", metadata={"help": "Where phase3/ and the report are written."})
-    rollout_batch_size: int = field(default=32, metadata={"help": "Dialogues an update, over all devices."})
+    rollout_batch_size: int = field(
+        default=32, metadata={"help": "Dialogues an update; their prompts stay in host memory."}
+    )
     num_updates: int | None = field(default=None, metadata={"help": "PPO updates; by default from num_train_epochs."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Times that an update goes through its dialogues."})
     max_length: int | None = field(default=1024, metadata={"help": "Prompt and completion, in tokens, at most."})
@@ -59,10 +62,17 @@ class PPOConfig(TrainerArguments, TrainingArguments):
     def __post_init__(self) -> None:
         if self.kl_estimator not in KL_ESTIMATORS:
             raise InputError(f"--kl_estimator {self.kl_estimator}: expected one of {', '.join(KL_ESTIMATORS)}.")
-        for name in ("rollout_batch_size", "num_ppo_epochs", "generation_batch_size"):
-            if getattr(self, name) < 1:
+        if self.bf16 or self.fp16:
+            raise InputError("--bf16, --fp16: a rollout is judged as it was sampled, in the type of --dtype. Use that.")
+        if self.max_steps > 0:
+            raise InputError(f"--max_steps {self.max_steps}: PPO counts updates; use --num_updates.")
+        for name in (
+            "rollout_batch_size", "num_ppo_epochs", "generation_batch_size", "per_device_train_batch_size",
+            "gradient_accumulation_steps", "num_updates", "max_new_tokens",
+        ):  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more.")
-        for name in ("temperature", "max_kl", "score_clip", "cliprange", "cliprange_value"):
+        for name in ("temperature", "max_kl", "score_clip", "cliprange", "cliprange_value", "num_train_epochs"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name} {getattr(self, name)}: expected more than 0.")
         for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "value_warmup_updates"):
@@ -73,6 +83,39 @@ class PPOConfig(TrainerArguments, TrainingArguments):
         if self.kl_target is not None and not 0 < self.kl_target < self.max_kl:
             raise InputError(f"--kl_target {self.kl_target}: expected above 0 and below --max_kl {self.max_kl}.")
         super().__post_init__()
+
+
+def count_steps(args: PPOConfig, prompts: int) -> tuple[int, int]:
+    """Updates, and steps of the optimiser in each; settings that count updates are turned into steps.
+
+    Raises:
+        InputError: No prompts, batch sizes that do not divide each other, or no update for the policy.
+    """
+    if not prompts:
+        raise InputError("No prompts to train on.")
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.rollout_batch_size % step:
+        raise InputError(
+            f"--rollout_batch_size {args.rollout_batch_size}: expected a multiple of {step}, which is "
+            f"--per_device_train_batch_size {args.per_device_train_batch_size} x --gradient_accumulation_steps "
+            f"{args.gradient_accumulation_steps} x {args.world_size} processes."
+        )
+    steps_per_update = args.rollout_batch_size // step * args.num_ppo_epochs
+    updates = args.num_updates or math.ceil(args.num_train_epochs * prompts / args.rollout_batch_size)
+    if updates <= args.value_warmup_updates:
+        raise InputError(
+            f"--value_warmup_updates {args.value_warmup_updates}: of {updates} updates none is left for the "
+            "policy. Lower it, or raise --num_updates."
+        )
+    for name in ("logging_steps", "eval_steps", "save_steps"):
+        value = getattr(args, name)
+        if value is not None:
+            value = max(1, round(value * updates)) if value < 1 else int(value)
+            setattr(args, name, value * steps_per_update)
+    if args.load_best_model_at_end and args.eval_steps:  # the best is among those that were evaluated
+        args.save_steps = max(1, round(args.save_steps / args.eval_steps)) * args.eval_steps
+    args.max_steps = updates * steps_per_update
+    return updates, steps_per_update
 
 
 @dataclass

@@ -76,11 +76,19 @@ class Roles(nn.Module):
             except (RuntimeError, ValueError) as error:
                 reason = f"{self.name_or_path}: {str(error).strip().splitlines()[-1]:.300}"
                 raise InputError(f"{reward.folder}: this adapter does not fit {reason}") from error
+        for config in model.peft_config.values():
+            for name in ("modules_to_save", "trainable_token_indices"):
+                if getattr(config, name, None):  # of which there is one copy for all roles: the reference would move
+                    what = f"{name} {getattr(config, name)}"
+                    raise InputError(f"An adapter with {what} cannot share its base. Train it with LoRA layers alone.")
         self.prompt_role = REWARD if reward is not None else REFERENCE
         self._add(VALUE, self.prompt_role)
         for module in model.modules():  # the first ratio must be 1, and a rollout is scored as it was sampled
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            for name in ("dropout", "attention_dropout", "activation_dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
         self.layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         for role in (POLICY, REFERENCE, VALUE):
             for parameter in self._of(role):  # bfloat16 would round away most steps of 1e-5
@@ -297,6 +305,8 @@ class RewardRole:
 
 def _moved(cache: Cache, device: torch.device) -> Cache:
     """Keys and values on a device, as a cache of its own, which may grow without the other."""
+    if not all(hasattr(layer, "keys") for layer in cache.layers):
+        raise InputError("This model keeps a state besides keys and values, which PPO here does not support.")
     moved = copy(cache)
     moved.layers = [copy(layer) for layer in cache.layers]
     for layer in moved.layers:

@@ -6,13 +6,13 @@ prompts share its batch, on how many processes there are, or on whether the run 
 
 import random
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import InputError
 from alignment.head import contiguous_head
@@ -20,6 +20,37 @@ from alignment.ppo.roles import REFERENCE, MicroBatch, Roles
 
 # Called by keyword with `prompts`, `completions` and the data set's other columns; one number for each completion.
 Scorer = Callable[..., list[float]]
+
+
+def encode_prompts(
+    prompts: Iterable[str | list[dict[str, str]]],
+    tokenizer: PreTrainedTokenizerBase,
+    special: bool,
+    new: int,
+    context: int | None,
+) -> list[list[int]]:
+    """Token ids of each prompt; a conversation goes through the model's chat template.
+
+    Args:
+        special: Whether a text gets the tokenizer's begin token and the like; a template brings its own.
+        new: Tokens that a completion may have.
+        context: Tokens that the model takes, or None where it does not say.
+
+    Raises:
+        InputError: A prompt without tokens, or with too many.
+    """
+    encoded = []
+    for i, prompt in enumerate(prompts):
+        is_text = isinstance(prompt, str)
+        text = prompt if is_text else tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=special and is_text).input_ids
+        if not ids or (context and len(ids) + new > context):
+            raise InputError(
+                f"Prompt {i}: {len(ids)} tokens and {new} for the completion, where at least 1 and with the completion "
+                f"at most {context} are expected. Shorten it, or lower --max_new_tokens."
+            )
+        encoded.append(ids)
+    return encoded
 
 
 def noise(seed: int, places: list[int], tokens: int) -> Tensor:
@@ -112,13 +143,13 @@ def score(scorers: dict[str, Scorer], rows: Dataset, texts: list[str]) -> dict[s
     Raises:
         InputError: A scorer raised, or returned too few or too many numbers, or one that is not finite.
     """
-    columns = {name: rows[name] for name in rows.column_names if name != "prompt"}
+    columns = {name: list(rows[name]) for name in rows.column_names if name != "prompt"}
     raw = {}
     for name, scorer in scorers.items():
         try:
-            given = scorer(prompts=rows["prompt"], completions=texts, **columns)
+            given = scorer(prompts=list(rows["prompt"]), completions=texts, **columns)
             scores = torch.tensor([float(value) for value in given])
-        except InputError:
+        except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]

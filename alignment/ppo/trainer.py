@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import save_file
@@ -29,12 +29,12 @@ from alignment import models
 from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.ppo import math as ppo
-from alignment.ppo.config import PPOConfig
+from alignment.ppo.config import PPOConfig, count_steps
 from alignment.ppo.guards import RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import Roles
-from alignment.ppo.rollout import Scorer, judge, micro_batches, noise, sample, score
-from alignment.run import say, write_json
+from alignment.ppo.rollout import Scorer, encode_prompts, judge, micro_batches, noise, sample, score
+from alignment.run import last_checkpoint, say, write_json
 from alignment.training import AdapterCheckpoints, add_callbacks
 
 # Called as a scorer is; figures over all completions, for evaluation.
@@ -54,6 +54,7 @@ class PPOTrainer(AdapterCheckpoints):
         metric: The true metric, which is not in the reward: figures of held-out completions, logged as `eval_...`.
         processing_class: By default the tokenizer of the base.
         end_token_id: What ends a completion; by default the tokenizer's end token.
+        add_special_tokens: Whether a prompt that is a text gets the tokenizer's begin token and the like.
 
     Raises:
         InputError: No prompts, one that is too long, or batch sizes that do not divide each other.
@@ -72,6 +73,7 @@ class PPOTrainer(AdapterCheckpoints):
         metric: Metric | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         end_token_id: int | None = None,
+        add_special_tokens: bool = True,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = copy(args)
@@ -79,20 +81,28 @@ class PPOTrainer(AdapterCheckpoints):
         tokenizer = processing_class or models.load_tokenizer(roles.name_or_path)
         self.scorers = scorer if isinstance(scorer, dict) else {"score": scorer}
         self.scorer_weights = dict.fromkeys(self.scorers, 1.0) | (scorer_weights or {})
-        self.metric, self.end_token_id = metric, end_token_id or tokenizer.eos_token_id
+        self.metric, self.end_token_id = metric, tokenizer.eos_token_id if end_token_id is None else end_token_id
         self.max_new_tokens = args.max_new_tokens or 128
         if eval_dataset is None:
             args.eval_strategy = "no"
         if eval_dataset is None or metric is None:
             args.load_best_model_at_end, args.metric_for_best_model = False, None
-        self._count_steps(args, len(train_dataset))
-        self.prompt_ids = self._encode(train_dataset, tokenizer, roles)
-        self.eval_prompt_ids = self._encode(eval_dataset, tokenizer, roles) if eval_dataset is not None else []
+        self.num_updates, self.steps_per_update = count_steps(args, len(train_dataset))
+        context = getattr(roles.config.get_text_config(), "max_position_embeddings", None)
+        how = {"tokenizer": tokenizer, "special": add_special_tokens, "new": self.max_new_tokens, "context": context}
+        self.prompt_ids = encode_prompts(train_dataset["prompt"], **how)
+        self.eval_prompt_ids = encode_prompts(eval_dataset["prompt"], **how) if eval_dataset is not None else []
         args.remove_unused_columns, args.ignore_data_skip = False, True
         super().__init__(
             model=roles, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer,
             data_collator=lambda rows: rows, callbacks=callbacks,
         )  # fmt: skip
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise InputError(
+                "PPO needs the whole base on each device: not FSDP or DeepSpeed, but "
+                "accelerate_configs/multi_gpu.yaml, with --load_in_4bit true where memory is short."
+            )
+        self.args._n_gpu = 1  # one process sees several GPUs in a notebook; DataParallel would split the roles' caches
         self.roles = roles
         self.loss_is_scaled_for_ga = True
         self.kl_coef = args.kl_coef
@@ -102,43 +112,6 @@ class PPOTrainer(AdapterCheckpoints):
         if metric is not None and args.metric_for_best_model:
             self.add_callback(RewardHacking(args.metric_for_best_model))
         add_callbacks(self, PPOProgress(self.steps_per_update), args.early_stopping_patience)
-
-    def _count_steps(self, args: PPOConfig, prompts: int) -> None:
-        """Turns updates into steps of the optimiser."""
-        if not prompts:
-            raise InputError("No prompts to train on.")
-        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if args.rollout_batch_size % step:
-            raise InputError(
-                f"--rollout_batch_size {args.rollout_batch_size}: expected a multiple of {step}, which is "
-                f"--per_device_train_batch_size {args.per_device_train_batch_size} x --gradient_accumulation_steps "
-                f"{args.gradient_accumulation_steps} x {args.world_size} processes."
-            )
-        self.steps_per_update = args.rollout_batch_size // step * args.num_ppo_epochs
-        updates = args.num_updates or math.ceil(args.num_train_epochs * prompts / args.rollout_batch_size)
-        for name in ("logging_steps", "eval_steps", "save_steps"):
-            value = getattr(args, name)
-            if value is not None:
-                value = max(1, round(value * updates)) if value < 1 else int(value)
-                setattr(args, name, value * self.steps_per_update)
-        self.num_updates, args.max_steps = updates, updates * self.steps_per_update
-
-    def _encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, roles: Roles) -> list[list[int]]:
-        """Token ids of each prompt; a conversation goes through the model's chat template."""
-        context = getattr(roles.config.get_text_config(), "max_position_embeddings", None)
-        encoded = []
-        for i, prompt in enumerate(dataset["prompt"]):
-            if not isinstance(prompt, str):
-                prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            begun = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
-            ids = tokenizer(prompt, add_special_tokens=not begun).input_ids
-            if not ids or (context and len(ids) + self.max_new_tokens > context):
-                raise InputError(
-                    f"Prompt {i}: {len(ids)} tokens and {self.max_new_tokens} for the completion, where at least 1 and "
-                    f"with the completion at most {context} are expected. Shorten it, or lower --max_new_tokens."
-                )
-            encoded.append(ids)
-        return encoded
 
     # Rollouts
 
@@ -154,9 +127,9 @@ class PPOTrainer(AdapterCheckpoints):
         for update in range(first, self.num_updates):
             rollout = self.make_rollout(update)
             if self._figures["kl"] > self.args.max_kl:
-                say(f"Stopped at update {update}: KL {self._figures['kl']:.1f} is above --max_kl {self.args.max_kl}.")
-                self.control.should_training_stop = True
+                self._go_back(update)
                 return
+            self._adapt(self._figures["kl"])
             steps = self.steps_per_update // self.args.num_ppo_epochs
             generator = torch.Generator().manual_seed(self.args.seed + update)
             for _ in range(self.args.num_ppo_epochs):
@@ -166,6 +139,22 @@ class PPOTrainer(AdapterCheckpoints):
                     chosen = [rollout[i] for i in order[step * size : (step + 1) * size]]
                     tokens = self._sum(torch.stack([batch["completion_mask"].sum() for batch in chosen]).sum())
                     yield from (batch | {"tokens": tokens, "update": update} for batch in chosen)
+            for batch in rollout:  # the trainer beneath holds on to the last ones while the next rollout is made
+                if batch["prompts"] is not None:
+                    batch["prompts"].layers.clear()
+
+    def _go_back(self, update: int) -> None:
+        """Ends a run whose policy went too far from the reference, with the policy of the last checkpoint."""
+        self.log({f"stopped/{name}": figure for name, figure in self._figures.items()})
+        checkpoint = last_checkpoint(Path(str(self.args.output_dir)))
+        if checkpoint:
+            self.roles.load(checkpoint)
+        say(
+            f"Stopped at update {update}: KL {self._figures['kl']:.1f} is above --max_kl {self.args.max_kl}. "
+            + (f"The policy is that of {checkpoint.name}. " if checkpoint else "There is no checkpoint to go back to. ")
+            + "Lower --learning_rate, or raise --kl_coef."
+        )
+        self.control.should_training_stop = True
 
     def make_rollout(self, update: int) -> list[dict[str, Any]]:
         """Samples, scores and judges this process's share of an update; its figures go to the next log."""
@@ -192,7 +181,7 @@ class PPOTrainer(AdapterCheckpoints):
                 "what the model was trained on: it ends its answers before the first word."
             )
         sampled_seconds = time.monotonic() - started
-        raw = score(self.scorers, self.train_dataset.select(rows), texts)
+        raw = self._score(self.train_dataset.select(rows), texts)
         combined = self._combine(raw)
         ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
         batches = micro_batches(prompts, completions, pad_id, args.per_device_train_batch_size)
@@ -231,7 +220,6 @@ class PPOTrainer(AdapterCheckpoints):
             "rollout_seconds": round(time.monotonic() - started, 3),
             "sampling_seconds": round(sampled_seconds, 3),
         }
-        self._adapt(self._figures["kl"])
         self._learning_since, self._update_since = time.monotonic(), started
         self._tokens = sum(map(len, prompts + completions)) * accelerator.num_processes
         return batches
@@ -272,6 +260,17 @@ class PPOTrainer(AdapterCheckpoints):
     def _texts(self, completions: list[list[int]]) -> list[str]:
         ended = [ids[:-1] if ids[-1] == self.end_token_id else ids for ids in completions]
         return [self.processing_class.decode(ids, skip_special_tokens=True).strip() for ids in ended]
+
+    def _score(self, rows: Dataset, texts: list[str]) -> dict[str, Tensor]:
+        """What each scorer gives each text (N); where one fails in one process, all of them say so and stop."""
+        raw, error = {}, None
+        try:
+            raw = score(self.scorers, rows, texts)
+        except InputError as fault:
+            error = str(fault)
+        if errors := [fault for fault in gather_object([error]) if fault]:
+            raise InputError(errors[0])
+        return raw
 
     def _combine(self, raw: dict[str, Tensor]) -> Tensor:
         return torch.stack([self.scorer_weights[name] * scores for name, scores in raw.items()]).sum(0)
@@ -343,13 +342,17 @@ class PPOTrainer(AdapterCheckpoints):
         """Answers the held-out prompts greedily; logs what scorers and metric say, and keeps the texts in a file."""
         started = time.monotonic()
         texts = self.answer()
-        raw = score(self.scorers, self.eval_dataset, texts)
+        raw = self._score(self.eval_dataset, texts)
         figures = {"score": float(self._combine(raw).mean()), "length": sum(map(len, texts)) / len(texts)}
         figures |= {f"score/{name}": float(scores.mean()) for name, scores in raw.items()} if len(raw) > 1 else {}
         if self.metric:
-            columns = {name: self.eval_dataset[name] for name in self.eval_dataset.column_names if name != "prompt"}
-            figures |= self.metric(prompts=self.eval_dataset["prompt"], completions=texts, **columns)
+            columns = {name: list(self.eval_dataset[name]) for name in self.eval_dataset.column_names}
+            figures |= self.metric(prompts=columns.pop("prompt"), completions=texts, **columns)
         metrics = {f"eval_{name}": value for name, value in figures.items()}
+        broadcast_object_list(shared := [metrics])  # one opinion, whatever scorers and metric do by chance
+        metrics = shared[0]
+        if (best := self.args.metric_for_best_model) and best not in metrics:
+            raise InputError(f"--metric_for_best_model {best}: there is none. Evaluation gives {', '.join(metrics)}.")
         metrics["eval_seconds"] = round(time.monotonic() - started, 3)
         if self.is_world_process_zero():
             folder = Path(str(self.args.output_dir)) / "held_out"

@@ -62,7 +62,7 @@ def flags_for(sft_model: Path, reward_model: Path, tiny_model: Path, dialogues: 
             "dataset_path": dialogues, "output_dir": output_dir, "max_new_tokens": 8, "num_updates": 2,
             "rollout_batch_size": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
             "num_ppo_epochs": 2, "eval_steps": 1, "save_steps": 1, "learning_rate": 1e-2, "use_cpu": True,
-            "max_kl": 1e9,
+            "max_kl": 1e9, "value_warmup_updates": 0,
         } | changes)  # fmt: skip
 
     return flags

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from alignment.errors import InputError
+from alignment.models import add_adapter
 from alignment.ppo import Roles
 from alignment.ppo.roles import HEAD, POLICY, REFERENCE, REWARD, VALUE, RewardRole, RewardStart
 from alignment.ppo.rollout import micro_batches
@@ -272,3 +273,23 @@ def test_a_model_that_scales_its_logits_is_refused():
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(InputError, match="final_logit_softcapping"):
         Roles(model)
+
+
+def test_an_adapter_with_a_copy_of_a_layer_is_refused():
+    lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    with pytest.raises(InputError, match=r"modules_to_save .*lm_head.* cannot share its base"):
+        Roles(get_peft_model(base(), lora))
+
+
+def test_what_bfloat16_would_round_away_survives_saving_and_loading(tmp_path: Path):
+    base().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    roles = Roles(get_peft_model(model, lora, autocast_adapter_dtype=False))
+    with torch.no_grad():
+        for parameter in roles.trained():
+            parameter.add_(1e-6)
+    roles.save(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    loaded = Roles(add_adapter(again, tmp_path / "saved", trainable=True))
+    assert all(torch.equal(a, b) for a, b in zip(loaded._of(POLICY), roles._of(POLICY), strict=True))
