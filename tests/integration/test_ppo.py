@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from test_bad_input import files_in
 from transformers import AutoModelForCausalLM
 
@@ -193,6 +195,19 @@ def test_a_reward_model_on_a_base_of_its_own(flags: Flags, tmp_path: Path, rewar
     scores = [[line["score/reward_model"] for line in manifest(folder)["log"] if "score/reward_model" in line]
               for folder in (tmp_path / "out", together)]  # fmt: skip
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_phase_3_on_4_bit_weights(flags: Flags, tmp_path: Path, sft_model: Path, checkpointing: bool):
+    start(flags(load_in_4bit=True, gradient_checkpointing=checkpointing, num_updates=1))
+    log = manifest(tmp_path / "out")["log"]
+    (line,) = (line for line in log if "policy_loss" in line)
+    assert line["kl"] == 0.0  # the policy began as the reference
+    assert line["grad_norm"] > 0
+    before, after = (load_file(folder / WEIGHTS[0]) for folder in (sft_model, tmp_path / "out/phase3"))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert manifest(tmp_path / "out")["settings"]["load_in_4bit"] is True
 
 
 # Scorers
