@@ -53,7 +53,7 @@ class PPOProgress(TrainerCallback):
             done = state.global_step - self.first_step
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
             values = [logs[name] for name in COLUMNS.values()]
-            cells = [f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in values]
+            cells = [f"{round(value, 4):.3g}" if value < 1000 else f"{value:,.0f}" for value in values]
             self.rows.append([f"{updates}/{all_updates}", *cells, f"{left / 60:.1f} min"])
             if not self.live:
                 parts = ", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells, strict=True))
