@@ -71,6 +71,8 @@ def launch(main: Callable[[], None]) -> None:
         code, together = 2, False
     else:
         code = 0
+    finally:
+        console.show_cursor()  # which a live table or bar hides, and leaves hidden where an error ends it
     if together and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if code:

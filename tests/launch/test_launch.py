@@ -223,6 +223,27 @@ def test_an_error_without_a_launcher_is_one_line_and_exit_code_2():
     assert result.stderr.startswith("error: --phases 3")
 
 
+def test_an_error_under_a_live_table_leaves_the_cursor_shown():
+    program = """
+from rich.live import Live
+from alignment import run
+from alignment.errors import InputError
+from alignment.progress import console
+
+def main():
+    Live("table", console=console).start()
+    raise InputError("wrong")
+
+run.launch(main)
+"""
+    terminal, side = os.openpty()
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=side, timeout=120)
+    shown = os.read(terminal, 100_000).decode()
+    assert result.returncode == 2
+    assert "error: wrong" in shown
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0
+
+
 def test_every_config_is_expected_here():
     assert {path.stem for path in CONFIGS.iterdir()} == set(EXPECTED)
 
