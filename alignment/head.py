@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 CHUNK_TOKENS = 64  # 64 x V float32 logits at a time: 64 MiB for V = 262,144
 
@@ -94,31 +93,43 @@ def loss_in_head(head: nn.Linear, labels: Tensor, by_row: bool = False) -> Itera
         head.forward = original  # type: ignore[method-assign]
 
 
-def token_log_probs(
-    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy at its position, in nats (N each, float32), a chunk at a time.
+class TokenLogProbs(torch.autograd.Function):
+    """Log-probability of each target under a frozen linear head, and the entropy there, a chunk of tokens at a time.
 
-    The N x V logits never exist as a whole: those of a chunk are made again for its gradient. The entropy has none.
-
-    Args:
-        hidden: N x H hidden states before the head.
-        targets: N token ids.
-        temperature: Divides the logits, as when the targets were sampled.
+    As each depends on its own hidden state alone, the gradient is made while the logits are there, and only scaled in
+    the backward pass: 0.6 of the time of making the logits again.
     """
 
-    def of_chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = (head(hidden).float() / temperature).log_softmax(dim=-1)
-        with torch.no_grad():
-            entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return log_probs.gather(1, targets.unsqueeze(1)).squeeze(1), entropy
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """N x H hidden states, V x H weight, V bias or None and N targets to N float32 each; entropy has no gradient.
 
-    chunks = [
-        checkpoint(of_chunk, *chunk, use_reentrant=False)
-        for chunk in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
-    ]
-    log_probs, entropies = zip(*chunks, strict=True)
-    return torch.cat(log_probs), torch.cat(entropies)
+        Args:
+            temperature: Divides the logits, as when the targets were sampled.
+        """
+        log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(log_probs)
+        ctx.grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), CHUNK_TOKENS):
+            rows = slice(start, start + CHUNK_TOKENS)
+            of_all = F.linear(hidden[rows], weight, bias).float().div_(temperature)
+            of_all -= of_all.logsumexp(dim=-1, keepdim=True)
+            index = targets[rows].unsqueeze(1)
+            log_probs[rows] = of_all.gather(1, index).squeeze(1)
+            probs = of_all.exp()
+            entropy[rows] = -torch.linalg.vecdot(probs, of_all)
+            if ctx.grad is not None:
+                probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
+                ctx.grad[rows] = probs.to(hidden.dtype) @ weight.to(hidden.dtype) / -temperature
+        ctx.mark_non_differentiable(entropy)
+        return log_probs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Scales the gradients made in `forward`."""
+        return (ctx.grad * grads[0].unsqueeze(1).to(ctx.grad.dtype), None, None, None, None)
 
 
 @torch.no_grad()

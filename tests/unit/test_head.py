@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from alignment import head
-from alignment.head import HeadLoss, loss_in_head
+from alignment.head import HeadLoss, TokenLogProbs, loss_in_head
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -26,6 +26,23 @@ def test_loss_and_all_gradients_equal_the_plain_cross_entropy(bias: bool, monkey
     plain = gradients(lambda h: F.cross_entropy(layer(h), targets, reduction="sum"))
     for got, expected in zip(ours, plain, strict=True):
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_log_probs_entropies_and_gradient_equal_the_plain_softmax(bias: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(head, "CHUNK_TOKENS", 3)
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 11, bias=bias).double().requires_grad_(False)
+    targets = torch.tensor([0, 10, 3, 3, 7, 1, 2])
+    hidden, weights = torch.randn(7, 5, dtype=torch.double, requires_grad=True), torch.randn(7)
+    log_probs, entropies = TokenLogProbs.apply(hidden, layer.weight, layer.bias, targets, 0.7)
+    plain = torch.distributions.Categorical(logits=layer(hidden) / 0.7)
+    torch.testing.assert_close(log_probs.double(), plain.log_prob(targets), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(entropies.double(), plain.entropy(), rtol=1e-5, atol=1e-6)
+    ours, expected = (
+        torch.autograd.grad((found * weights).sum(), hidden) for found in (log_probs, plain.log_prob(targets))
+    )
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_frozen_head_gets_no_gradient():
