@@ -20,10 +20,17 @@ class PPOConfig(TrainerArguments, TrainingArguments):
 
     output_dir: str | None = field(default="runs/ppo", metadata={"help": "Where phase3/ and the report are written."})
     rollout_batch_size: int = field(
-        default=32, metadata={"help": "Dialogues an update; their prompts stay in host memory."}
+        default=32, metadata={"help": "Completions an update; their prompts stay in host memory."}
+    )
+    num_generations: int = field(
+        default=1,
+        metadata={"help": "Completions of each dialogue; with more, each is paid by how much it beats the rest."},
     )
     num_updates: int | None = field(default=None, metadata={"help": "PPO updates; by default from num_train_epochs."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Times that an update goes through its dialogues."})
+    reread_prompts: bool = field(
+        default=False, metadata={"help": "Read prompts anew in each step, and learn through them: exact, but slow."}
+    )
     max_length: int | None = field(default=1024, metadata={"help": "Prompt and completion, in tokens, at most."})
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest completion, in tokens; 128 if unset."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the rollouts."})
@@ -67,8 +74,8 @@ class PPOConfig(TrainerArguments, TrainingArguments):
         if self.max_steps > 0:
             raise InputError(f"--max_steps {self.max_steps}: PPO counts updates; use --num_updates.")
         for name in (
-            "rollout_batch_size", "num_ppo_epochs", "generation_batch_size", "per_device_train_batch_size",
-            "gradient_accumulation_steps", "num_updates", "max_new_tokens",
+            "rollout_batch_size", "num_generations", "num_ppo_epochs", "generation_batch_size", "num_updates",
+            "per_device_train_batch_size", "gradient_accumulation_steps", "max_new_tokens",
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more.")
@@ -100,8 +107,15 @@ def count_steps(args: PPOConfig, prompts: int) -> tuple[int, int]:
             f"--per_device_train_batch_size {args.per_device_train_batch_size} x --gradient_accumulation_steps "
             f"{args.gradient_accumulation_steps} x {args.world_size} processes."
         )
+    if args.rollout_batch_size % (args.num_generations * args.world_size):
+        raise InputError(
+            f"--num_generations {args.num_generations}: expected a divisor of the {args.rollout_batch_size} "
+            f"completions an update (--rollout_batch_size), of which {args.world_size} processes make equal parts."
+        )
     steps_per_update = args.rollout_batch_size // step * args.num_ppo_epochs
-    updates = args.num_updates or math.ceil(args.num_train_epochs * prompts / args.rollout_batch_size)
+    updates = args.num_updates or math.ceil(
+        args.num_train_epochs * prompts * args.num_generations / args.rollout_batch_size
+    )
     if updates <= args.value_warmup_updates:
         raise InputError(
             f"--value_warmup_updates {args.value_warmup_updates}: of {updates} updates none is left for the "

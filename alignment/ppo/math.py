@@ -1,9 +1,9 @@
 """The arithmetic of PPO: pure functions of tensors B x C, with a mask that is True where a completion has a token.
 
 The defaults of PPO for language models follow Huang et al. 2024 (arXiv 2403.17031). What these functions return on
-trl 1.12's own rollouts is recorded in tests/unit/ppo_oracle.json and held to 1e-5. One departure: TRL adds the score to
-the position after the end token, where its critic looks once more, and we add it to the end token itself, the last
-action that there is; completions without an end token are the same in both.
+trl 1.12's own rollouts is recorded in tests/unit/ppo_oracle.safetensors and held to 1e-5. One departure: TRL adds the
+score to the position after the end token, where its critic looks once more, and we add it to the end token itself, the
+last action that there is; completions without an end token are the same in both.
 """
 
 import torch
@@ -15,6 +15,32 @@ KL_ESTIMATORS = ("k1", "k3")
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean over the tokens that there are."""
     return (values * mask).sum() / mask.sum()
+
+
+def leave_one_out(scores: Tensor, size: int) -> Tensor:
+    """Each score less the mean of its siblings' (N, `size` completions of a prompt in a row); as it is without any.
+
+    Most of the variance of scores is between prompts, and no merit of a completion. Source: Kool et al. 2019 (Buy 4
+    REINFORCE samples, get a baseline for free); Ahmadian et al. 2024 (arXiv 2402.14740), equation 6.
+    """
+    if size == 1:
+        return scores
+    groups = scores.view(-1, size)
+    return ((groups - groups.mean(1, keepdim=True)) * size / (size - 1)).flatten()
+
+
+def pairs_of(values: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    """What `line` takes of values (N x C) and the scores to come (N): five sums, which add up over processes."""
+    x, y = values[mask].double(), scores.unsqueeze(1).expand_as(values)[mask].double()
+    return torch.stack([mask.sum().double(), x.sum(), y.sum(), (x * x).sum(), (x * y).sum()])
+
+
+def line(sums: Tensor) -> tuple[float, float]:
+    """Slope (0 or more) and intercept of the line through the values that foresees the scores best."""
+    count, x, y, xx, xy = sums.tolist()
+    variance = xx - x * x / count
+    slope = max(0.0, (xy - x * y / count) / variance) if variance > 1e-9 * count else 0.0
+    return slope, (y - slope * x) / count
 
 
 def kl_divergence(log_probs: Tensor, ref_log_probs: Tensor, estimator: str = "k1") -> Tensor:

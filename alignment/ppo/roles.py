@@ -1,15 +1,15 @@
 """Four roles on one frozen base: policy, reference, reward and value are LoRA adapters, two of them with a head.
 
-The policy and the value learn; the base, the reference and the reward never move. The value reads a prompt through the
-adapter that it started from, which stays as it is, and only the completion through its own: so the long part of its
-input is read once an update, and not in every epoch.
+The policy and the value learn; the base, the reference and the reward never move. Prompts are read once an update (see
+prompts.py), and not in every epoch: by the policy as it is when it samples, and for the value by the adapter that it
+started from, which stays as it is. What learns from an update is how a completion goes on from there.
 
 Prior art: TRL #373; Hydra-RLHF (arXiv 2309.00754); LLaMA-Factory's `reward_model_type: lora`. The value begins as the
 reward model, as in LLaMA-Factory #1563.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +24,12 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from alignment.errors import InputError
-from alignment.head import token_log_probs
+from alignment.head import TokenLogProbs
+from alignment.ppo.prompts import Prompts, distinct
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward", "value"  # PEFT saves "default" at the top
 ADAPTER, HEAD = f"adapter_{SAFE_WEIGHTS_NAME}", "head.safetensors"
-# Logits that a model scales or caps after its head, which `token_log_probs` would miss.
+# Logits that a model scales or caps after its head, which `TokenLogProbs` would miss.
 SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 MicroBatch = dict[str, Tensor]
@@ -69,6 +70,10 @@ class Roles(nn.Module):
         text = self.config.get_text_config()
         if scaled := [name for name in SCALES if getattr(text, name, None) not in (None, 1, 1.0)]:
             raise InputError(f"{self.name_or_path}: {scaled[0]} scales its logits, which PPO here does not support.")
+        if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+            raise InputError(
+                "An adapter on the output head cannot be trained by PPO. Leave it out of the LoRA targets."
+            )
         self._add(REFERENCE, POLICY)
         if reward is not None:
             try:
@@ -172,39 +177,47 @@ class Roles(nn.Module):
         )
         return output.last_hidden_state, output.past_key_values
 
-    def log_probs(self, batch: MicroBatch, temperature: float = 1.0, role: str = POLICY) -> tuple[Tensor, Tensor]:
+    def _before(self, batch: MicroBatch, role: str, prompts: Prompts | None) -> Tensor:
+        """Hidden states that each completion token follows (B x C x H), the prompt read anew where it is not given."""
+        mask, last = batch["completion_mask"], batch["prompt_ids"].shape[1] - 1
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"][:, :-1]], dim=1)
+        whole = torch.cat([batch["prompt_mask"], mask[:, :-1]], dim=1).long()
+        cache, start = (None, 0) if prompts is None else (prompts.on(self.device), last)
+        # Recomputing would meet a cache that has grown since, and in the value's backward pass the policy.
+        recomputed = nullcontext() if role == POLICY and cache is None else self._no_checkpointing()
+        with recomputed, self.acting(role):
+            hidden, _ = self._hidden(ids[:, start:], whole, cache, keep=cache is not None)
+        return hidden[:, last - start :]
+
+    def log_probs(
+        self, batch: MicroBatch, temperature: float = 1.0, role: str = POLICY, prompts: Prompts | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy at each completion token (both B x C, 0 where there is none)."""
         mask = batch["completion_mask"]
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"][:, :-1]], dim=1)
-        whole = torch.cat([batch["prompt_mask"], mask[:, :-1]], dim=1)
-        with self.acting(role):
-            hidden, _ = self._hidden(ids, whole.long())
-            before = hidden[:, batch["prompt_ids"].shape[1] - 1 :]  # B x C: what each token was sampled from
-            head = self.model.get_output_embeddings()
-            found = token_log_probs(before[mask], head, batch["completion_ids"][mask], temperature)
+        hidden, head = self._before(batch, role, prompts)[mask], self.model.get_output_embeddings()
+        found = TokenLogProbs.apply(hidden, head.weight, head.bias, batch["completion_ids"][mask], temperature)
         empty = torch.zeros_like(mask, dtype=torch.float32)
         log_probs, entropy = (empty.masked_scatter(mask, values) for values in found)
         return log_probs, entropy
 
     @torch.no_grad()
-    def read_prompts(self, batch: MicroBatch) -> Cache | None:
-        """Keys and values of all but the last token of each prompt, for the value; kept in host memory."""
+    def read_prompts(self, batch: MicroBatch, role: str) -> Prompts | None:
+        """All but the last token of each prompt, as a role reads them; None where that is nothing.
+
+        Rows with the same prompt follow each other.
+        """
         if batch["prompt_ids"].shape[1] < 2:
             return None
-        with self._no_checkpointing(), self.acting(self.prompt_role):
-            _, cache = self._hidden(batch["prompt_ids"][:, :-1], batch["prompt_mask"][:, :-1].long(), keep=True)
-        return _moved(cache, torch.device("cpu"))
+        first, runs = distinct(batch["prompt_ids"], batch["prompt_mask"])
+        ids, mask = batch["prompt_ids"][first, :-1], batch["prompt_mask"][first, :-1]
+        with self._no_checkpointing(), self.acting(role):
+            _, cache = self._hidden(ids, mask.long(), keep=True)
+        return Prompts.keep(cache, runs)
 
-    def values(self, batch: MicroBatch, prompts: Cache | None) -> Tensor:
-        """The value before each completion token (B x C), given what `read_prompts` returned."""
-        mask, last = batch["completion_mask"], batch["prompt_ids"].shape[1] - 1
-        ids = torch.cat([batch["prompt_ids"][:, last:], batch["completion_ids"][:, :-1]], dim=1)
-        whole = torch.cat([batch["prompt_mask"], mask[:, :-1]], dim=1)
-        # Recomputing would meet a cache that has grown since; and there are few tokens to recompute.
-        with self._no_checkpointing(), self.acting(VALUE):
-            cache = None if prompts is None else _moved(prompts, self.device)
-            hidden, _ = self._hidden(ids, whole.long(), cache, keep=cache is not None)
-        return self.value_head(hidden.float()).squeeze(-1) * mask
+    def values(self, batch: MicroBatch, prompts: Prompts | None) -> Tensor:
+        """The value before each completion token (B x C), given what `read_prompts` of `prompt_role` returned."""
+        hidden = self._before(batch, VALUE, prompts)
+        return self.value_head(hidden.float()).squeeze(-1) * batch["completion_mask"]
 
     @contextmanager
     def _no_checkpointing(self) -> Iterator[None]:
@@ -221,7 +234,8 @@ class Roles(nn.Module):
         prompt_mask: Tensor,
         completion_ids: Tensor,
         completion_mask: Tensor,
-        prompts: Cache | None,
+        policy_prompts: Prompts | None,
+        value_prompts: Prompts | None,
         temperature: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, entropies and values (B x C each); the backward pass may follow at once.
@@ -233,8 +247,8 @@ class Roles(nn.Module):
             "prompt_ids": prompt_ids, "prompt_mask": prompt_mask,
             "completion_ids": completion_ids, "completion_mask": completion_mask,
         }  # fmt: skip
-        values = self.values(batch, prompts)
-        log_probs, entropy = self.log_probs(batch, temperature)
+        values = self.values(batch, value_prompts)
+        log_probs, entropy = self.log_probs(batch, temperature, prompts=policy_prompts)
         return log_probs, entropy, values
 
     def save(self, folder: str | Path) -> None:
@@ -301,14 +315,3 @@ class RewardRole:
         return SequenceClassifierOutputWithPast(
             logits=roles.reward_head(hidden[rows, last].float()), past_key_values=cache
         )
-
-
-def _moved(cache: Cache, device: torch.device) -> Cache:
-    """Keys and values on a device, as a cache of its own, which may grow without the other."""
-    if not all(hasattr(layer, "keys") for layer in cache.layers):
-        raise InputError("This model keeps a state besides keys and values, which PPO here does not support.")
-    moved = copy(cache)
-    moved.layers = [copy(layer) for layer in cache.layers]
-    for layer in moved.layers:
-        layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
-    return moved

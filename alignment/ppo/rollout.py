@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import InputError
 from alignment.head import contiguous_head
-from alignment.ppo.roles import REFERENCE, MicroBatch, Roles
+from alignment.ppo.prompts import distinct
+from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
 
 # Called by keyword with `prompts`, `completions` and the data set's other columns; one number for each completion.
 Scorer = Callable[..., list[float]]
@@ -70,7 +71,7 @@ def sample(
 ) -> list[list[int]]:
     """Samples a completion for each prompt, with its end token if it came to one.
 
-    A prompt is read once; rows that have ended leave the batch.
+    A prompt is read once, for all of its completions if they follow each other; rows that have ended leave the batch.
 
     Args:
         prompts: Token ids of each prompt, unpadded (N).
@@ -81,28 +82,35 @@ def sample(
     ids, mask, numbers = ids.to(device), mask.to(device), numbers.to(device)
     completions: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # the prompt of each row
-    cache = None
+
+    def read(ids: Tensor, mask: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = model(
+            input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        return output.logits[:, -1].float(), output.past_key_values
+
     with contiguous_head(model):
+        first, runs = distinct(ids, mask)
+        logits, cache = read(ids[first], mask[first], None)
+        if not first.all():
+            logits = logits[runs]
+            cache.batch_select_indices(runs)
         for t in range(numbers.shape[1]):
-            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            output = model(
-                input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            cumulative = (output.logits[:, -1].float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+            cumulative = (logits / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
             target = numbers[alive, t].unsqueeze(1) * cumulative[:, -1:]  # which rounding keeps from being just 1
             tokens = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[1] - 1)  # n x 1
             for row, token in zip(alive, tokens.squeeze(1).tolist(), strict=True):
                 completions[row].append(token)
             going_on = (tokens.squeeze(1) != end_token_id).nonzero().squeeze(1)
-            if not len(going_on):
+            if not len(going_on) or t + 1 == numbers.shape[1]:
                 break
-            cache = output.past_key_values
             if len(going_on) < len(alive):
                 cache.batch_select_indices(going_on)
                 alive = [alive[i] for i in going_on.tolist()]
-            ids = tokens[going_on]
             mask = torch.cat([mask[going_on], mask.new_ones(len(going_on), 1)], dim=1)
+            logits, cache = read(tokens[going_on], mask, cache)
     return completions
 
 
@@ -167,17 +175,24 @@ def score(scorers: dict[str, Scorer], rows: Dataset, texts: list[str]) -> dict[s
 
 
 @torch.no_grad()
-def judge(roles: Roles, batch: MicroBatch, temperature: float) -> dict[str, Any]:
+def judge(roles: Roles, batch: MicroBatch, temperature: float, reread_prompts: bool) -> dict[str, Any]:
     """What policy, reference and value say of a micro-batch before it is learnt from, on the CPU.
 
     Returns:
-        `old_log_probs`, `ref_log_probs`, `entropy` and `old_values` (B x C each), and `prompts` as the value read them.
+        `old_log_probs`, `ref_log_probs`, `entropy` and `old_values` (B x C each), and the prompts as policy (None where
+        each step reads them anew) and value have read them.
     """
     moved = {name: tensor.to(roles.device) for name, tensor in batch.items()}
-    log_probs, entropy = roles.log_probs(moved, temperature)
-    ref_log_probs, _ = roles.log_probs(moved, temperature, REFERENCE)
-    prompts = roles.read_prompts(moved)
+    value_prompts = roles.read_prompts(moved, roles.prompt_role)
+    policy_prompts = ref_prompts = None
+    if not reread_prompts:  # the reference reads as the policy does, or rounding would look like KL
+        policy_prompts = roles.read_prompts(moved, POLICY)
+        shared = roles.prompt_role == REFERENCE
+        ref_prompts = value_prompts if shared else roles.read_prompts(moved, REFERENCE)
+    log_probs, entropy = roles.log_probs(moved, temperature, POLICY, policy_prompts)
+    ref_log_probs, _ = roles.log_probs(moved, temperature, REFERENCE, ref_prompts)
+    old_values = roles.values(moved, value_prompts)
     return {
         "old_log_probs": log_probs.cpu(), "ref_log_probs": ref_log_probs.cpu(), "entropy": entropy.cpu(),
-        "old_values": roles.values(moved, prompts).cpu(), "prompts": prompts,
+        "old_values": old_values.cpu(), "policy_prompts": policy_prompts, "value_prompts": value_prompts,
     }  # fmt: skip

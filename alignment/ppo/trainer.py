@@ -6,7 +6,8 @@ rollout is where its batches come from; checkpoints fall between updates, so non
 
 Departs from trl 1.12's `PPOTrainer`: one base for all roles (see roles.py); the losses are means over all tokens of a
 step, not over each micro-batch, so that they do not depend on how it is split; advantages are whitened over all
-processes; and see math.py for where the score is added.
+processes; unless told to reread them, prompts are read once an update, with no gradient through them; and see math.py
+for where the score is added.
 """
 
 import json
@@ -140,8 +141,8 @@ class PPOTrainer(AdapterCheckpoints):
                     tokens = self._sum(torch.stack([batch["completion_mask"].sum() for batch in chosen]).sum())
                     yield from (batch | {"tokens": tokens, "update": update} for batch in chosen)
             for batch in rollout:  # the trainer beneath holds on to the last ones while the next rollout is made
-                if batch["prompts"] is not None:
-                    batch["prompts"].layers.clear()
+                for prompts in filter(None, (batch["policy_prompts"], batch["value_prompts"])):
+                    prompts.cache.layers.clear()
 
     def _go_back(self, update: int) -> None:
         """Ends a run whose policy went too far from the reference, with the policy of the last checkpoint."""
@@ -160,17 +161,19 @@ class PPOTrainer(AdapterCheckpoints):
         """Samples, scores and judges this process's share of an update; its figures go to the next log."""
         started = time.monotonic()
         args, accelerator = self.args, self.accelerator
-        first, beyond = update * args.rollout_batch_size, (update + 1) * args.rollout_batch_size
-        own = range(first + accelerator.process_index, beyond, accelerator.num_processes)
-        places = sorted(own, key=lambda place: len(self.prompt_ids[self._row(place)]))
-        rows = [self._row(place) for place in places]
+        each, dialogues = args.num_generations, args.rollout_batch_size // args.num_generations
+        first, beyond = update * dialogues + accelerator.process_index, (update + 1) * dialogues
+        own = range(first, beyond, accelerator.num_processes)
+        by_length = sorted(own, key=lambda place: len(self.prompt_ids[self._row(place)]))
+        places = [place * each + i for place in by_length for i in range(each)]
+        rows = [self._row(place // each) for place in places]
         prompts = [self.prompt_ids[row] for row in rows]
         numbers = noise(args.seed, places, self.max_new_tokens)
-        pad_id, size = self.processing_class.pad_token_id, args.generation_batch_size
+        pad_id, micro = self.processing_class.pad_token_id, args.per_device_train_batch_size
         self.roles.eval()
         completions: list[list[int]] = []
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
+        for start in range(0, len(rows), args.generation_batch_size):
+            part = slice(start, start + args.generation_batch_size)
             completions += sample(
                 self.roles.model, prompts[part], numbers[part], self.end_token_id, pad_id, args.temperature
             )
@@ -183,34 +186,28 @@ class PPOTrainer(AdapterCheckpoints):
         sampled_seconds = time.monotonic() - started
         raw = self._score(self.train_dataset.select(rows), texts)
         combined = self._combine(raw)
+        relative = ppo.leave_one_out(combined, each)
         ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
-        batches = micro_batches(prompts, completions, pad_id, args.per_device_train_batch_size)
-        batches = [batch | judge(self.roles, batch, args.temperature) for batch in batches]
+        batches = micro_batches(prompts, completions, pad_id, micro)
+        batches = [batch | judge(self.roles, batch, args.temperature, args.reread_prompts) for batch in batches]
         whole = {
             name: torch.cat([batch[name] for batch in batches])
             for name in ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
         }
         mask = whole["completion_mask"]
-        self.scale = self.scale or self._begin_at_zero(combined, whole["old_values"], batches, mask)
+        self.scale = self.scale or self._begin(relative, whole["old_values"], batches, mask)
         mean, deviation = self.scale
-        scores = ((combined - mean) / deviation).clamp(-args.score_clip, args.score_clip)
+        scores = ((relative - mean) / deviation).clamp(-args.score_clip, args.score_clip)
         scores = scores - args.missing_eos_penalty * (1 - ended)
         kl = ppo.kl_divergence(whole["old_log_probs"], whole["ref_log_probs"], args.kl_estimator) * mask
         rewards = ppo.token_rewards(kl, scores, mask, self.kl_coef)
-        found = ppo.advantages_and_returns(rewards, whole["old_values"], mask, args.gamma, args.lam)
-        advantages, returns = found
+        advantages, returns = ppo.advantages_and_returns(rewards, whole["old_values"], mask, args.gamma, args.lam)
         advantages = ppo.whiten(advantages, mask, self._sum(ppo.moments(advantages, mask)))
-        for start, batch in zip(range(0, len(rows), args.per_device_train_batch_size), batches, strict=True):
-            part = slice(start, start + args.per_device_train_batch_size)
+        for start, batch in zip(range(0, len(rows), micro), batches, strict=True):
+            part = slice(start, start + micro)
             batch |= {"advantages": advantages[part], "returns": returns[part]}
         self.state.num_input_tokens_seen += int(self._sum(torch.tensor(sum(map(len, prompts + completions)))))
-        of_rows = {
-            "score": combined,
-            "reward": rewards.sum(1),
-            "kl": kl.sum(1),
-            "length": mask.sum(1).float(),
-            "ended": ended,
-        }
+        of_rows = {"score": combined, "reward": rewards.sum(1), "kl": kl.sum(1), "length": mask.sum(1), "ended": ended}
         of_rows |= {f"score/{name}": values for name, values in raw.items()}
         means = self._sum(torch.stack([values.double().sum() for values in of_rows.values()])) / args.rollout_batch_size
         self._figures = dict(zip(of_rows, means.tolist(), strict=True)) | {
@@ -224,24 +221,25 @@ class PPOTrainer(AdapterCheckpoints):
         self._tokens = sum(map(len, prompts + completions)) * accelerator.num_processes
         return batches
 
-    def _begin_at_zero(
+    def _begin(
         self, scores: Tensor, values: Tensor, batches: list[dict[str, Any]], mask: Tensor
     ) -> tuple[float, float]:
-        """Mean and deviation of the scores in the first rollout; the value begins at that mean, which is 0 then.
+        """Mean and deviation of the scores in the first rollout; the value begins as what foresees them best.
 
         Where scores are far from what the critic foresees, the last token gets all the credit, and the policy learns
         to end sooner or later, whatever it writes. Source: Stiennon et al. 2020 (arXiv 2009.01325), appendix C.2.
         """
         count, total, squares = self._sum(ppo.moments(scores, torch.ones_like(scores, dtype=torch.bool))).tolist()
-        mean = total / count
-        deviation = math.sqrt(max(0.0, squares / count - mean**2))
-        count, total, _ = self._sum(ppo.moments(values, mask)).tolist()
+        mean, deviation = total / count, math.sqrt(max(0.0, squares / count - (total / count) ** 2))
+        deviation = deviation if deviation > 1e-6 else 1.0
+        slope, intercept = ppo.line(self._sum(ppo.pairs_of(values, (scores - mean) / deviation, mask)))
         with torch.no_grad():
-            self.roles.value_head.bias.sub_(total / count)
-        values.sub_(total / count * mask)
+            self.roles.value_head.weight.mul_(slope)
+            self.roles.value_head.bias.mul_(slope).add_(intercept)
+        values.mul_(slope).add_(intercept * mask)
         for start, batch in zip(range(0, len(values), self.args.per_device_train_batch_size), batches, strict=True):
             batch["old_values"] = values[start : start + self.args.per_device_train_batch_size]
-        return mean, deviation if deviation > 1e-6 else 1.0
+        return mean, deviation
 
     def _row(self, place: int) -> int:
         """The prompt at a place in the run: each pass goes through all of them in an order of its own."""
@@ -290,7 +288,7 @@ class PPOTrainer(AdapterCheckpoints):
     ) -> Tensor:
         """This micro-batch's share of the mean policy and value loss over the tokens of the step."""
         args, mask = self.args, inputs["completion_mask"]
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "prompts")
+        names = [name for name in inputs if name.startswith(("prompt_", "completion_")) or name.endswith("_prompts")]
         log_probs, entropy, values = model(**{name: inputs[name] for name in names}, temperature=args.temperature)
         of_policy, policy_clipped = ppo.policy_loss(
             log_probs, inputs["old_log_probs"], inputs["advantages"], args.cliprange
@@ -330,7 +328,8 @@ class PPOTrainer(AdapterCheckpoints):
             logs["tokens_per_second"] = round(self._tokens / seconds, 1)
             self._sums = []
         updates = self.state.global_step / self.steps_per_update
-        self.state.epoch = updates * self.args.rollout_batch_size / len(self.prompt_ids)  # passes over the prompts
+        dialogues = updates * self.args.rollout_batch_size / self.args.num_generations
+        self.state.epoch = dialogues / len(self.prompt_ids)
         super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:

@@ -199,7 +199,7 @@ def test_a_reward_model_on_a_base_of_its_own(flags: Flags, tmp_path: Path, rewar
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_phase_3_on_4_bit_weights(flags: Flags, tmp_path: Path, sft_model: Path, checkpointing: bool):
-    start(flags(load_in_4bit=True, gradient_checkpointing=checkpointing, num_updates=1))
+    start(flags(load_in_4bit=True, reread_prompts=checkpointing, gradient_checkpointing=checkpointing, num_updates=1))
     log = manifest(tmp_path / "out")["log"]
     (line,) = (line for line in log if "policy_loss" in line)
     assert line["kl"] == 0.0  # the policy began as the reference

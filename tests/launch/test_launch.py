@@ -171,8 +171,8 @@ def optimised(
             f"--model_name_or_path {tiny_model} --sft_model {launched[1]}/phase2 --reward_model {rewarded[1]} "
             f"--allow_unfit true --scorers reward_model rouge --dataset_path {dialogues} "
             f"--output_dir {folder}/{processes} --max_new_tokens 8 --num_updates 2 --rollout_batch_size 4 "
-            f"--per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation} --num_ppo_epochs 2 "
-            "--eval_steps 1 --save_steps 1 --learning_rate 2e-3 --kl_target 1"
+            f"--num_generations 2 --per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation} "
+            "--num_ppo_epochs 2 --eval_steps 1 --save_steps 1 --learning_rate 2e-3 --kl_target 1"
         )
         result = launch(config, flags.split(), recipe="ppo")
         assert result.returncode == 0, result.stderr

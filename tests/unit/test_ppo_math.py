@@ -103,6 +103,25 @@ def test_explained_variance(values: list, expected: float):
     assert math.explained_variance(torch.tensor(values), returns, MASK) == pytest.approx(expected)
 
 
+def test_a_score_is_measured_by_its_siblings():
+    scores = torch.tensor([1.0, 2, 6, 10, 10, 10])
+    close(math.leave_one_out(scores, 3), [-3.0, -1.5, 4.5, 0, 0, 0])
+    assert math.leave_one_out(scores, 1) is scores
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([3.0, 9.0], (2.0, -1.0)), ([9.0, 3.0], (0.0, 6.6))],  # a critic that is wrong begins as the mean
+)
+def test_the_line_that_foresees_the_scores(scores: list[float], expected: tuple[float, float]):
+    values = torch.tensor([[2.0, 2, 2], [5, 5, 99]])
+    assert math.line(math.pairs_of(values, torch.tensor(scores), MASK)) == pytest.approx(expected)
+
+
+def test_the_line_of_values_that_are_all_the_same_is_their_mean():
+    assert math.line(math.pairs_of(torch.ones(2, 3), torch.tensor([3.0, 8.0]), MASK)) == pytest.approx((0.0, 5.0))
+
+
 @pytest.mark.parametrize(("kl", "expected"), [(6.0, 0.1), (12.0, 0.102), (0.0, 0.098), (6.6, 0.101)])
 def test_the_kl_coefficient_follows_its_target(kl: float, expected: float):
     assert math.adapted_kl_coef(0.1, kl, target=6.0) == pytest.approx(expected)

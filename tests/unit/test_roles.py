@@ -1,6 +1,7 @@
 """Four roles on one base: what each says, what moves, and what it costs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from transformers import (
 from alignment.errors import InputError
 from alignment.models import add_adapter
 from alignment.ppo import Roles
+from alignment.ppo.prompts import Prompts
 from alignment.ppo.roles import HEAD, POLICY, REFERENCE, REWARD, VALUE, RewardRole, RewardStart
 from alignment.ppo.rollout import micro_batches
 
@@ -80,7 +82,8 @@ def batch() -> dict[str, Tensor]:
 
 
 def forward(roles: Roles, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    return roles(**batch, prompts=roles.read_prompts(batch), temperature=1.0)
+    of_value = roles.read_prompts(batch, roles.prompt_role)
+    return roles(**batch, policy_prompts=None, value_prompts=of_value, temperature=1.0)
 
 
 def plain_log_probs(model: torch.nn.Module, prompt: list[int], completion: list[int]) -> Tensor:
@@ -100,10 +103,48 @@ def test_log_probs_are_those_of_the_model_alone(name: str, batch: dict[str, Tens
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+def test_prompts_read_once_give_the_same_log_probs(name: str, batch: dict[str, Tensor]):
+    roles = Roles(adapted(1, name))
+    ours, _ = roles.log_probs(batch, prompts=roles.read_prompts(batch, POLICY))
+    torch.testing.assert_close(ours, roles.log_probs(batch)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_prompt_that_several_rows_share_is_read_once(name: str):
+    roles = Roles(adapted(1, name))
+    rows = [PROMPTS[1], PROMPTS[1], PROMPTS[0], PROMPTS[1]]
+    (batch,) = micro_batches(rows, [*COMPLETIONS, [30, 1]], pad_token_id=0, batch_size=4)
+    prompts = roles.read_prompts(batch, POLICY)
+    assert len(prompts.cache.layers[0].keys) == 3
+    ours, _ = roles.log_probs(batch, prompts=prompts)
+    torch.testing.assert_close(ours, roles.log_probs(batch)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_read_once_give_the_gradient_of_the_completion_alone(batch: dict[str, Tensor]):
+    roles = Roles(adapted(1))
+    policy = roles._of(POLICY)
+
+    def gradients(prompts: Prompts | None) -> list[Tensor]:
+        return list(torch.autograd.grad(roles.log_probs(batch, prompts=prompts)[0].sum(), policy, allow_unused=True))
+
+    def cut(_: Any, args: Any, output: Tensor) -> Tensor:
+        return torch.cat([output[:, :last].detach(), output[:, last:]], dim=1)
+
+    ours, whole, last = gradients(roles.read_prompts(batch, POLICY)), gradients(None), batch["prompt_ids"].shape[1] - 1
+    for name, module in roles.model.get_base_model().named_modules():
+        if name.endswith(("k_proj", "v_proj")):
+            module.register_forward_hook(cut)
+    expected = gradients(None)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert any(not torch.allclose(one, other, rtol=1e-2) for one, other in zip(whole, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_values_begin_as_a_head_on_the_whole_text(name: str, batch: dict[str, Tensor]):
     alone, roles = adapted(1, name).eval(), Roles(adapted(1, name))
     torch.nn.init.normal_(roles.value_head.weight)
-    ours = roles.values(batch, roles.read_prompts(batch))
+    ours = roles.values(batch, roles.read_prompts(batch, roles.prompt_role))
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         with torch.no_grad():
             hidden = alone.get_base_model().base_model(torch.tensor([prompt + completion])).last_hidden_state
@@ -147,7 +188,7 @@ def test_the_value_begins_as_the_centred_score(reward: RewardStart):
     text = torch.tensor([whole])
     raw = RewardRole(roles, 0)(text, torch.ones_like(text), torch.arange(len(whole)).unsqueeze(0)).logits.item()
     (batch,) = micro_batches([PROMPTS[0]], [[*COMPLETIONS[0], 30]], pad_token_id=0, batch_size=1)
-    after_the_end = roles.values(batch, roles.read_prompts(batch))[0, -1].item()
+    after_the_end = roles.values(batch, roles.read_prompts(batch, roles.prompt_role))[0, -1].item()
     assert after_the_end == pytest.approx((raw - 0.5) / 2.0, rel=1e-4)
 
 
@@ -278,6 +319,12 @@ def test_a_model_that_scales_its_logits_is_refused():
 def test_an_adapter_with_a_copy_of_a_layer_is_refused():
     lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
     with pytest.raises(InputError, match=r"modules_to_save .*lm_head.* cannot share its base"):
+        Roles(get_peft_model(base(), lora))
+
+
+def test_an_adapter_on_the_head_is_refused():
+    lora = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    with pytest.raises(InputError, match="output head"):
         Roles(get_peft_model(base(), lora))
 
 
