@@ -1,0 +1,316 @@
+"""Peak memory and speed of large models: QLoRA fine-tuning steps, and whole PPO updates.
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py --models llama-2-ko-7b solar-10.7b --tasks ppo --json
+
+The models have their exact shapes, in 4 bits, and random weights: nothing is downloaded. On a GPU the trainers run, and
+the figures are torch's `max_memory_allocated` and tokens a second. Everywhere, the same steps also run on tensors that
+have a size but no content (torch's meta device), and the most bytes that live at once are the estimate. To either, the
+GPU adds what CUDA itself takes and what the allocator loses, about 1 GiB together.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from alignment.run import silence_libraries  # isort: skip  # before torch
+
+import torch
+import torch.fx.experimental._config as meta_config
+from bitsandbytes.functional import create_dynamic_map, name2qmap, quantize_4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AutoModelForCausalLM,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+
+from alignment.arguments import SFTArguments
+from alignment.head import loss_in_head
+from alignment.ppo import PPOConfig, PPOTrainer, Roles
+from alignment.ppo.roles import ADAPTER, HEAD, RewardRole, RewardStart
+from alignment.ppo.rollout import judge
+from alignment.sft import DialogueSFTTrainer
+
+GIB = 2**30
+SHAPES = {
+    "polyglot-ko-5.8b": GPTNeoXConfig(
+        vocab_size=30080, hidden_size=4096, intermediate_size=16384, num_hidden_layers=28, num_attention_heads=16,
+        max_position_embeddings=2048, rotary_pct=0.25,
+    ),
+    "kogpt": GPTJConfig(vocab_size=64512, n_embd=4096, n_inner=16384, n_layer=28, n_head=16, rotary_dim=64),
+    "llama-2-ko-7b": LlamaConfig(
+        vocab_size=46336, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        max_position_embeddings=2048,
+    ),
+    "solar-10.7b": LlamaConfig(
+        vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=48, num_attention_heads=32,
+        num_key_value_heads=8, max_position_embeddings=4096,
+    ),
+}  # fmt: skip
+SFT_BATCH, SFT_TOKENS, SUMMARY_TOKENS = 4, 512, 96
+PPO_BATCH, PPO_MICRO_BATCH, PROMPT_TOKENS, NEW_TOKENS = 8, 1, 768, 96
+
+
+def build(config: PreTrainedConfig, device: str) -> PreTrainedModel:
+    """A model of this shape with random weights and new LoRA adapters; 4-bit but for embeddings, norms and head."""
+    name2qmap["dynamic"] = create_dynamic_map()  # or the first device keeps it, which may be the one without content
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    for name, module in list(model.named_modules()):  # one at a time: 16-bit weights never exist as a whole
+        module.to_empty(device=device, recurse=False)
+        model._init_weights(module)
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+            model.set_submodule(name, in_4_bits(module))
+    model.is_loaded_in_4bit = True
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, lora, autocast_adapter_dtype=False)
+
+
+def in_4_bits(linear: nn.Linear) -> Linear4bit:
+    """The layer in NF4 with double quantisation."""
+    kind = {"compress_statistics": True, "quant_type": "nf4"}
+    layer = Linear4bit(
+        linear.in_features, linear.out_features, linear.bias is not None, torch.bfloat16, **kind, device="meta"
+    )
+    packed, state = quantize_4bit(linear.weight.data, **kind)
+    layer.weight = Params4bit(packed, requires_grad=False, quant_state=state, bnb_quantized=True, module=layer, **kind)
+    layer.quant_state, layer.bias = state, linear.bias
+    return layer
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes that live at once, of tensors made within it on one device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.live, self.peak = device, 0, 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        to, first = (kwargs or {}).get("device"), args[0] if args else None
+        empty = self.device == "meta" and isinstance(first, Tensor) and first.is_meta
+        if empty and to == torch.device("cpu"):
+            out = torch.empty_like(first)  # in host memory: without content there too, and not counted
+            self._count(out, 0)
+            return out
+        if empty and func is torch.ops.aten._local_scalar_dense.default:
+            return 1  # where content is asked for, it is whether a mask is all true: no prompt is padded
+        out = func(*args, **kwargs or {})
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
+                self._count(tensor, tensor.untyped_storage().nbytes())
+        return out
+
+    def _count(self, tensor: Tensor, size: int) -> None:
+        storage = tensor.untyped_storage()
+        if (key := id(storage)) not in self.known:
+            self.known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self.known.remove(key)
+        self.live -= size
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    """Attention as a GPU computes it, without a matrix of all tokens by all tokens."""
+    key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
+    attention = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attention(query, key, value, None, torch.is_grad_enabled())[0]
+
+
+def sft_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
+    """A step as `DialogueSFTTrainer` makes it."""
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with loss_in_head(model.get_output_embeddings(), batch["labels"]):
+        loss = model(**inputs, use_cache=False).logits
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def ppo_update(roles: Roles, optimizer: torch.optim.Optimizer) -> None:
+    """An update as `PPOTrainer` makes it, but for the tokens between the first and the last of a completion."""
+    device, prompt, new = roles.device, PROMPT_TOKENS, NEW_TOKENS
+    ids, mask = (torch.ones(PPO_BATCH, prompt + new, dtype=torch.long, device=device) for _ in range(2))
+    with torch.no_grad():  # sample
+        cache = roles.model(ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+        logits = roles.model(ids[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
+        logits[:, -1].float().softmax(-1).cumsum(-1, dtype=torch.float64)
+        del cache, logits
+    RewardRole(roles, 0)(ids, mask, mask.cumsum(1) - 1)
+    micro = {
+        f"{part}_{kind}": torch.ones(PPO_MICRO_BATCH, tokens, dtype=dtype, device=device)
+        for part, tokens in (("prompt", prompt), ("completion", new))
+        for kind, dtype in (("ids", torch.long), ("mask", torch.bool))
+    }
+    said = judge(roles, micro, 1.0, reread_prompts=False)
+    prompts = {name: said[name] for name in ("policy_prompts", "value_prompts")}
+    log_probs, _, values = roles(**micro, **prompts, temperature=1.0)
+    (log_probs.sum() + values.sum()).backward()
+    optimizer.step()
+
+
+def save_reward_adapter(model: nn.Module, folder: Path) -> None:
+    """A reward model for `model`: an adapter and a head of zeros."""
+    weights = get_peft_model_state_dict(model)
+    save_file({name: torch.zeros(one.shape, dtype=one.dtype) for name, one in weights.items()}, folder / ADAPTER)
+    model.peft_config["default"].save_pretrained(str(folder))
+    save_file({"weight": torch.zeros(1, model.config.hidden_size)}, folder / HEAD)
+
+
+def estimate(config: PreTrainedConfig, task: str, device: str = "meta") -> float:
+    """Peak memory (GiB) of a task; on the meta device without doing it."""
+    meta_config.meta_nonzero_assume_all_nonzero = True  # no completion ends early
+    attention = fused_attention if device == "meta" else nn.functional.scaled_dot_product_attention
+    as_on_a_gpu = patch.object(nn.functional, "scaled_dot_product_attention", attention)
+    with tempfile.TemporaryDirectory() as folder, Peak(device) as memory, as_on_a_gpu:
+        model = build(config, device)
+        if task == "sft":
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
+            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
+            ids = torch.ones(SFT_BATCH, SFT_TOKENS, dtype=torch.long, device=device)
+            labels = torch.full_like(ids, -100)
+            labels[:, -SUMMARY_TOKENS:] = 1
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+            memory.peak = memory.live
+            for _ in range(2):  # Adam's moments come with the first step
+                sft_step(model, optimizer, batch)
+        else:
+            save_reward_adapter(model, Path(folder))
+            with torch.device(device):  # PEFT would leave the adapters of a model without content on the host
+                roles = Roles(model, RewardStart(Path(folder)))
+            optimizer = torch.optim.AdamW(roles.trained(), foreach=False)
+            memory.peak = memory.live
+            for _ in range(2):
+                ppo_update(roles, optimizer)
+                optimizer.zero_grad()
+    return memory.peak / GIB
+
+
+def tokenizer_of(config: PreTrainedConfig) -> PreTrainedTokenizerFast:
+    """A word for each token."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1", padding_side="left")
+
+
+def measure(config: PreTrainedConfig, task: str, folder: Path) -> dict[str, float]:
+    """Peak memory and tokens a second of a task, by the trainers, on what this machine has."""
+    on_gpu = torch.cuda.is_available()
+    model = build(config, "cuda" if on_gpu else "cpu")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    tokenizer = tokenizer_of(config)
+    common = {
+        "output_dir": str(folder / "run"), "gradient_accumulation_steps": 1, "eval_strategy": "no",
+        "save_strategy": "no", "load_best_model_at_end": False, "use_cpu": not on_gpu,
+    }  # fmt: skip
+    if task == "sft":
+        example = {
+            "input_ids": [2] * SFT_TOKENS,
+            "labels": [-100] * (SFT_TOKENS - SUMMARY_TOKENS) + [2] * SUMMARY_TOKENS,
+        }
+        args = SFTArguments(
+            **common, per_device_train_batch_size=SFT_BATCH, max_steps=4, gradient_checkpointing=True,
+            dataset_kwargs={"skip_prepare_dataset": True}, include_num_input_tokens_seen="all", logging_steps=1,
+        )  # fmt: skip
+        trainer = DialogueSFTTrainer(
+            model=model, args=args, train_dataset=Dataset.from_list([example] * SFT_BATCH * 4),
+            processing_class=tokenizer,
+        )  # fmt: skip
+        clock = Clock()
+        trainer.add_callback(clock)
+        trainer.train()
+        tokens_per_second = SFT_BATCH * SFT_TOKENS / min(clock.seconds[1:])
+    else:
+        save_reward_adapter(model, folder)
+        roles = Roles(model, RewardStart(folder))
+        role = RewardRole(roles, 0)
+
+        def scorer(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+            texts = [f"{prompt} {completion}" for prompt, completion in zip(prompts, completions, strict=True)]
+            ids, mask = tokenizer(texts, padding=True, return_tensors="pt").to(roles.device).values()
+            return role(ids, mask, (mask.cumsum(1) - 1).clamp(min=0)).logits.squeeze(1).tolist()
+
+        common |= {"per_device_train_batch_size": PPO_MICRO_BATCH, "gradient_accumulation_steps": PPO_BATCH}
+        args = PPOConfig(
+            **common, rollout_batch_size=PPO_BATCH, max_new_tokens=NEW_TOKENS, num_updates=3, logging_steps=1,
+        )  # fmt: skip
+        trainer = PPOTrainer(
+            model=roles, args=args, train_dataset=Dataset.from_dict({"prompt": [" ".join(["w2"] * PROMPT_TOKENS)] * 8}),
+            scorer=scorer, processing_class=tokenizer,
+        )  # fmt: skip
+        trainer.train()
+        tokens_per_second = [line["tokens_per_second"] for line in trainer.state.log_history if "reward" in line][-1]
+    figures = {"tokens_per_second": round(tokens_per_second, 1)}
+    if on_gpu:
+        figures["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
+        figures["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 2)
+    return figures
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES), help="which models")
+    parser.add_argument("--tasks", nargs="+", default=["sft", "ppo"], choices=["sft", "ppo"], help="which tasks")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON for each task")
+    options = parser.parse_args()
+    silence_libraries()
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else "none: estimated, not measured"
+    for name in options.models:
+        for task in options.tasks:
+            figures = {"estimated_gib": round(estimate(SHAPES[name], task), 2)}
+            if on_gpu:
+                with tempfile.TemporaryDirectory() as folder:
+                    figures |= measure(SHAPES[name], task, Path(folder))
+                figures["estimate_ratio"] = round(figures["estimated_gib"] / figures["peak_memory_gib"], 3)
+            if options.json:
+                print(json.dumps({"model": name, "task": task, "gpu": device} | figures), flush=True)
+            else:
+                told = ", ".join(f"{key} {value}" for key, value in figures.items())
+                print(f"{name:18} {task:4} {told} (GPU: {device})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
