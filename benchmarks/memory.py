@@ -10,6 +10,7 @@ GPU adds what CUDA itself takes and what the allocator loses, about 1 GiB togeth
 """
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -42,6 +43,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     TrainerCallback,
 )
 
@@ -190,6 +192,9 @@ def estimate(config: PreTrainedConfig, task: str, device: str = "meta") -> float
     with tempfile.TemporaryDirectory() as folder, Peak(device) as memory, as_on_a_gpu:
         model = build(config, device)
         if task == "sft":
+            for parameter in filter(lambda one: one.requires_grad, model.parameters()):
+                parameter.data = parameter.data.to(torch.bfloat16)  # as TRL does where the base has 4 bits
+            model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
             optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
@@ -222,7 +227,10 @@ def tokenizer_of(config: PreTrainedConfig) -> PreTrainedTokenizerFast:
 def measure(config: PreTrainedConfig, task: str, folder: Path) -> dict[str, float]:
     """Peak memory and tokens a second of a task, by the trainers, on what this machine has."""
     on_gpu = torch.cuda.is_available()
+    gc.collect()  # trainers refer to themselves: the model of the task before may still be there
+    torch.cuda.empty_cache()
     model = build(config, "cuda" if on_gpu else "cpu")
+    torch.cuda.empty_cache()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     tokenizer = tokenizer_of(config)
@@ -245,6 +253,7 @@ def measure(config: PreTrainedConfig, task: str, folder: Path) -> dict[str, floa
         )  # fmt: skip
         clock = Clock()
         trainer.add_callback(clock)
+        trainer.remove_callback(PrinterCallback)  # which writes into the JSON
         trainer.train()
         tokens_per_second = SFT_BATCH * SFT_TOKENS / min(clock.seconds[1:])
     else:
@@ -257,12 +266,14 @@ def measure(config: PreTrainedConfig, task: str, folder: Path) -> dict[str, floa
             ids, mask = tokenizer(texts, padding=True, return_tensors="pt").to(roles.device).values()
             return role(ids, mask, (mask.cumsum(1) - 1).clamp(min=0)).logits.squeeze(1).tolist()
 
+        # Each begins in its own way, for a prompt that is there twice is read once.
+        prompts = [" ".join([f"w{3 + i}", *["w2"] * (PROMPT_TOKENS - 1)]) for i in range(PPO_BATCH)]
         common |= {"per_device_train_batch_size": PPO_MICRO_BATCH, "gradient_accumulation_steps": PPO_BATCH}
         args = PPOConfig(
             **common, rollout_batch_size=PPO_BATCH, max_new_tokens=NEW_TOKENS, num_updates=3, logging_steps=1,
         )  # fmt: skip
         trainer = PPOTrainer(
-            model=roles, args=args, train_dataset=Dataset.from_dict({"prompt": [" ".join(["w2"] * PROMPT_TOKENS)] * 8}),
+            model=roles, args=args, train_dataset=Dataset.from_dict({"prompt": prompts}),
             scorer=scorer, processing_class=tokenizer,
         )  # fmt: skip
         trainer.train()

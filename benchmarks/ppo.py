@@ -107,6 +107,7 @@ def ours(folder: Path, updates: int) -> None:
             output_dir=str(folder / "ours"), num_updates=updates, rollout_batch_size=PROMPTS, num_ppo_epochs=EPOCHS,
             per_device_train_batch_size=1, gradient_accumulation_steps=PROMPTS, max_new_tokens=NEW_TOKENS,
             generation_batch_size=PROMPTS, learning_rate=1e-5, eval_strategy="no", save_strategy="no",
+            value_warmup_updates=0,
         ),
         train_dataset=Dataset.from_list([{"prompt": row["prompt"], "dialogue": row["dialogue"]} for row in rows]),
         scorer=of_reward_model(RewardModel.in_role(roles, reward)),

@@ -29,7 +29,8 @@ class PPOConfig(TrainerArguments, TrainingArguments):
     num_updates: int | None = field(default=None, metadata={"help": "PPO updates; by default from num_train_epochs."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Times that an update goes through its dialogues."})
     reread_prompts: bool = field(
-        default=False, metadata={"help": "Read prompts anew in each step, and learn through them: exact, but slow."}
+        default=False,
+        metadata={"help": "The policy reads prompts anew in each step and learns through them: exact, but slow."},
     )
     max_length: int | None = field(default=1024, metadata={"help": "Prompt and completion, in tokens, at most."})
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest completion, in tokens; 128 if unset."})
@@ -71,6 +72,11 @@ class PPOConfig(TrainerArguments, TrainingArguments):
             raise InputError(f"--kl_estimator {self.kl_estimator}: expected one of {', '.join(KL_ESTIMATORS)}.")
         if self.bf16 or self.fp16:
             raise InputError("--bf16, --fp16: a rollout is judged as it was sampled, in the type of --dtype. Use that.")
+        if self.gradient_checkpointing and not self.reread_prompts:
+            raise InputError(
+                "--gradient_checkpointing true has no effect where prompts are read once: few activations are kept. "
+                "Leave it out, or add --reread_prompts true."
+            )
         if self.max_steps > 0:
             raise InputError(f"--max_steps {self.max_steps}: PPO counts updates; use --num_updates.")
         for name in (

@@ -5,7 +5,7 @@ prompts.py), and not in every epoch: by the policy as it is when it samples, and
 started from, which stays as it is. What learns from an update is how a completion goes on from there.
 
 Prior art: TRL #373; Hydra-RLHF (arXiv 2309.00754); LLaMA-Factory's `reward_model_type: lora`. The value begins as the
-reward model, as in LLaMA-Factory #1563.
+reward model (LLaMA-Factory #1563), scaled to foresee the first scores.
 """
 
 from collections.abc import Iterator
@@ -77,7 +77,9 @@ class Roles(nn.Module):
         self._add(REFERENCE, POLICY)
         if reward is not None:
             try:
-                model.load_adapter(str(reward.folder), REWARD, is_trainable=False, autocast_adapter_dtype=False)
+                model.load_adapter(
+                    str(reward.folder), REWARD, torch_device="cpu", is_trainable=False, autocast_adapter_dtype=False
+                )
             except (RuntimeError, ValueError) as error:
                 reason = f"{self.name_or_path}: {str(error).strip().splitlines()[-1]:.300}"
                 raise InputError(f"{reward.folder}: this adapter does not fit {reason}") from error

@@ -195,10 +195,12 @@ class PPOTrainer(AdapterCheckpoints):
             for name in ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
         }
         mask = whole["completion_mask"]
-        self.scale = self.scale or self._begin(relative, whole["old_values"], batches, mask)
-        mean, deviation = self.scale
+        begins = self.scale is None
+        mean, deviation = self.scale = self.scale or self._scale_of(relative)
         scores = ((relative - mean) / deviation).clamp(-args.score_clip, args.score_clip)
         scores = scores - args.missing_eos_penalty * (1 - ended)
+        if begins:
+            self._begin_value(scores, whole["old_values"], batches, mask)
         kl = ppo.kl_divergence(whole["old_log_probs"], whole["ref_log_probs"], args.kl_estimator) * mask
         rewards = ppo.token_rewards(kl, scores, mask, self.kl_coef)
         advantages, returns = ppo.advantages_and_returns(rewards, whole["old_values"], mask, args.gamma, args.lam)
@@ -221,25 +223,25 @@ class PPOTrainer(AdapterCheckpoints):
         self._tokens = sum(map(len, prompts + completions)) * accelerator.num_processes
         return batches
 
-    def _begin(
-        self, scores: Tensor, values: Tensor, batches: list[dict[str, Any]], mask: Tensor
-    ) -> tuple[float, float]:
-        """Mean and deviation of the scores in the first rollout; the value begins as what foresees them best.
+    def _scale_of(self, scores: Tensor) -> tuple[float, float]:
+        """Mean and deviation of the scores in the first rollout."""
+        count, total, squares = self._sum(ppo.moments(scores, torch.ones_like(scores, dtype=torch.bool))).tolist()
+        deviation = math.sqrt(max(0.0, squares / count - (total / count) ** 2))
+        return total / count, deviation if deviation > 1e-6 else 1.0
+
+    def _begin_value(self, scores: Tensor, values: Tensor, batches: list[dict[str, Any]], mask: Tensor) -> None:
+        """The value begins as the line through what it says that foresees the first scores best.
 
         Where scores are far from what the critic foresees, the last token gets all the credit, and the policy learns
         to end sooner or later, whatever it writes. Source: Stiennon et al. 2020 (arXiv 2009.01325), appendix C.2.
         """
-        count, total, squares = self._sum(ppo.moments(scores, torch.ones_like(scores, dtype=torch.bool))).tolist()
-        mean, deviation = total / count, math.sqrt(max(0.0, squares / count - (total / count) ** 2))
-        deviation = deviation if deviation > 1e-6 else 1.0
-        slope, intercept = ppo.line(self._sum(ppo.pairs_of(values, (scores - mean) / deviation, mask)))
+        slope, intercept = ppo.line(self._sum(ppo.pairs_of(values, scores, mask)))
         with torch.no_grad():
             self.roles.value_head.weight.mul_(slope)
             self.roles.value_head.bias.mul_(slope).add_(intercept)
         values.mul_(slope).add_(intercept * mask)
         for start, batch in zip(range(0, len(values), self.args.per_device_train_batch_size), batches, strict=True):
             batch["old_values"] = values[start : start + self.args.per_device_train_batch_size]
-        return mean, deviation
 
     def _row(self, place: int) -> int:
         """The prompt at a place in the run: each pass goes through all of them in an order of its own."""
@@ -288,7 +290,7 @@ class PPOTrainer(AdapterCheckpoints):
     ) -> Tensor:
         """This micro-batch's share of the mean policy and value loss over the tokens of the step."""
         args, mask = self.args, inputs["completion_mask"]
-        names = [name for name in inputs if name.startswith(("prompt_", "completion_")) or name.endswith("_prompts")]
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "policy_prompts", "value_prompts")
         log_probs, entropy, values = model(**{name: inputs[name] for name in names}, temperature=args.temperature)
         of_policy, policy_clipped = ppo.policy_loss(
             log_probs, inputs["old_log_probs"], inputs["advantages"], args.cliprange
@@ -328,8 +330,7 @@ class PPOTrainer(AdapterCheckpoints):
             logs["tokens_per_second"] = round(self._tokens / seconds, 1)
             self._sums = []
         updates = self.state.global_step / self.steps_per_update
-        dialogues = updates * self.args.rollout_batch_size / self.args.num_generations
-        self.state.epoch = dialogues / len(self.prompt_ids)
+        self.state.epoch = updates * self.args.rollout_batch_size / self.args.num_generations / len(self.prompt_ids)
         super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:

@@ -242,11 +242,25 @@ def test_completions_of_a_prompt_are_paid_by_what_sets_them_apart(tmp_path: Path
     assert all(torch.equal(after[name], weight) for name, weight in before.items())  # nothing to learn from that
 
 
-def test_the_value_begins_no_worse_than_the_mean_of_the_scores(tmp_path: Path):
-    one = trainer(tmp_path, value_warmup_updates=1, lam=1.0)
+def test_the_value_begins_by_foreseeing_the_first_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fitted = {}
+    begin = PPOTrainer._begin_value
+
+    def look(self: PPOTrainer, scores: Any, values: Any, batches: Any, mask: Any) -> None:
+        begin(self, scores, values, batches, mask)
+        fitted.update(scores=scores, values=values, batches=batches, mask=mask)
+
+    monkeypatch.setattr(PPOTrainer, "_begin_value", look)
+    one = trainer(tmp_path, missing_eos_penalty=2.0, num_updates=1)
     torch.nn.init.normal_(one.roles.value_head.weight)  # an opinion about something else
     one.train()
-    assert one.state.log_history[0]["explained_variance"] >= -1e-6
+    mask = fitted["mask"]
+    of_tokens = fitted["scores"].unsqueeze(1).expand_as(mask)
+    assert of_tokens[mask].mean().abs() > 0.1  # completions that did not end cost something
+    torch.testing.assert_close(fitted["values"][mask].mean(), of_tokens[mask].mean(), rtol=1e-4, atol=1e-5)
+    assert (fitted["values"] - of_tokens)[mask].var() <= of_tokens[mask].var() + 1e-6
+    old_values = torch.cat([batch["old_values"] for batch in fitted["batches"]])
+    assert torch.equal(old_values, fitted["values"])
 
 
 def test_a_completion_that_does_not_end_costs(tmp_path: Path):
@@ -414,6 +428,7 @@ def test_a_faulty_scorer_is_told(tmp_path: Path, scorer: Callable, message: str)
         ({"num_updates": -1}, "--num_updates -1: expected 1 or more"),
         ({"num_generations": 3}, "--num_generations 3: expected a divisor of the 8 completions"),
         ({"max_steps": 7}, "--max_steps 7: PPO counts updates; use --num_updates"),
+        ({"gradient_checkpointing": True}, "--gradient_checkpointing true has no effect .* --reread_prompts true"),
         ({"bf16": True}, "--bf16, --fp16: .* the type of --dtype"),
         ({"value_warmup_updates": 2}, "--value_warmup_updates 2: of 2 updates none is left for the policy"),
     ],
