@@ -16,8 +16,8 @@ from typing import Any
 
 from alignment.arguments import DataArguments
 from alignment.errors import InputError
-from alignment.formats import file_rows, listed
-from alignment.run import say
+from alignment.formats import file_rows, listed, write_rows
+from alignment.run import is_main_process, say
 
 EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
 EXTENSIONS = (".csv", ".jsonl", ".json")
@@ -192,6 +192,12 @@ def write_rejected(rejected: list[Rejected], path: str | Path) -> None:
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
     say(f"{len(rejected)} bad rows were left out: {path}.")
+
+
+def write_records(records: list[Record], path: Path) -> None:
+    """Writes records as JSON lines that `load_records` reads."""
+    if is_main_process():
+        write_rows((asdict(record) for record in records), path)
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:

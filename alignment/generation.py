@@ -1,17 +1,24 @@
 """Summaries from a model: length-sorted batches, greedy, sampling or beams, in the order asked for."""
 
+import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.ensemble import AveragedDistributions, Member
 from alignment.errors import InputError
 from alignment.head import contiguous_head
 from alignment.progress import Progress
+
+SHORTEST_LIMIT = 16  # tokens; no dialogue is so short that its summary needs fewer
 
 
 @dataclass
@@ -27,12 +34,46 @@ class Decoding:
         default=0,
         metadata={"help": "Forbid n-grams of this size to come twice in dialogue and summary together; 0: no."},
     )
+    max_new_tokens_ratio: float = field(
+        default=0.0,
+        metadata={"help": "Longest summary as a share of the prompt's tokens, 16 at least; 0: no such limit."},
+    )
     batch_size: int = field(default=16, metadata={"help": "Dialogues summarised at a time."})
     seed: int = field(default=42, metadata={"help": "Seed of sampling."})
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_beams < 1:
             raise InputError(f"--batch_size {self.batch_size}, --num_beams {self.num_beams}: expected 1 or more.")
+        if self.max_new_tokens_ratio < 0:
+            raise InputError(
+                f"--max_new_tokens_ratio {self.max_new_tokens_ratio}: expected a share, or 0 for no limit."
+            )
+
+
+def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]:
+    """Every combination of options such as `num_beams=1,4`, by name; what has no effect without beams is left out.
+
+    Raises:
+        InputError: An option that `Decoding` does not have, or a value of another type.
+    """
+    values: dict[str, list[Any]] = {}
+    for option in options:
+        name, _, listed = option.partition("=")
+        kinds = {one.name: type(one.default) for one in fields(Decoding)}
+        if name not in kinds or name in ("batch_size", "seed"):
+            raise InputError(f"--grid {option}: expected such as num_beams=1,4, of {', '.join(kinds)}.")
+        try:
+            words = listed.split(",")
+            values[name] = [word == "true" for word in words] if kinds[name] is bool else [*map(kinds[name], words)]
+        except ValueError:
+            raise InputError(f"--grid {option}: expected {kinds[name].__name__}s with commas between.") from None
+    grid: dict[str, Decoding] = {}
+    for combination in product(*values.values()):
+        changes = dict(zip(values, combination, strict=True))
+        if replace(decoding, **changes).num_beams == 1:
+            changes.pop("length_penalty", None)
+        grid["-".join(f"{name}={value}" for name, value in changes.items())] = replace(decoding, **changes)
+    return grid
 
 
 def generate(
@@ -45,6 +86,8 @@ def generate(
     decoding: Decoding | None = None,
     description: str | None = None,
     on_text: Callable[[int, str], None] | None = None,
+    others: Sequence[Member] = (),
+    weights: Sequence[float] = (1.0,),
 ) -> list[str]:
     """Generates one text for each prompt, cut at the end token; several processes share the prompts.
 
@@ -53,6 +96,8 @@ def generate(
         max_new_tokens: Longest completion (C tokens).
         description: Shown with a progress bar, or None for none.
         on_text: Called with the index of a prompt and its text as soon as it is there, in the process that made it.
+        others: Further models of the same tokens, whose distributions are averaged with the model's at each token.
+        weights: One for the model and one for each of the others; they sum to 1.
 
     Returns:
         The texts in the order of the prompts, without special tokens and outer spaces.
@@ -85,9 +130,20 @@ def generate(
             rows = order[start : start + decoding.batch_size]
             if decoding.do_sample:  # its own noise for each batch: of each process, and after a resume
                 torch.manual_seed(random.Random(f"{decoding} {len(prompts)} {rows}").getrandbits(63))
-            batch = tokenizer.pad({"input_ids": [prompts[i] for i in rows]}, padding_side="left", return_tensors="pt")
-            batch = batch.to(model.device)
-            output = model.generate(**batch, generation_config=config)
+            batch, *further = (
+                tokenizer.pad({"input_ids": [own[i] for i in rows]}, padding_side="left", return_tensors="pt").to(
+                    device
+                )
+                for own, device in ((prompts, model.device), *((other.prompts, other.model.device) for other in others))
+            )
+            processors: list[LogitsProcessor] = []
+            if others:
+                members = [other.model for other in others]
+                processors.append(AveragedDistributions(members, further, weights, batch.input_ids.shape[1]))
+            if decoding.max_new_tokens_ratio:
+                most = [max(SHORTEST_LIMIT, math.ceil(decoding.max_new_tokens_ratio * len(prompts[i]))) for i in rows]
+                processors.append(EndAtLimit(most, end_token_id, batch.input_ids.shape[1]))
+            output = model.generate(**batch, generation_config=config, logits_processor=processors)
             for i, completion in zip(rows, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):  # B x C
                 ids = completion[: completion.index(end_token_id)] if end_token_id in completion else completion
                 texts.append((i, tokenizer.decode(ids, skip_special_tokens=True).strip()))
@@ -98,3 +154,26 @@ def generate(
     if state.num_processes > 1:
         texts = gather_object(texts)
     return [text for _, text in sorted(dict(texts).items())]
+
+
+class EndAtLimit(LogitsProcessor):
+    """Allows nothing but the end token once a summary has as many tokens as its dialogue grants it.
+
+    Args:
+        most: Tokens granted to each row of the batch (B).
+        prompt_tokens: P of the batch.
+    """
+
+    def __init__(self, most: list[int], end_token_id: int, prompt_tokens: int) -> None:
+        self._most, self._end, self._prompt_tokens = most, end_token_id, prompt_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """R x V, R = B times beams."""
+        beams = len(scores) // len(self._most)
+        full = torch.tensor(self._most, device=scores.device).repeat_interleave(beams)
+        full = full <= input_ids.shape[1] - self._prompt_tokens
+        end = scores[:, self._end].clone()
+        scores = scores.masked_fill(full[:, None], -torch.inf)
+        # In its own place: a beam that ends here keeps the score that ending has.
+        scores[:, self._end] = torch.where(full & end.isneginf(), 0.0, end)
+        return scores

@@ -1,6 +1,7 @@
 """Tokenizer, base model (4-bit, 8-bit, bf16, fp32) and LoRA adapters, for training and for use."""
 
 import json
+import math
 import textwrap
 from copy import copy
 from dataclasses import replace
@@ -19,6 +20,7 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -296,6 +298,15 @@ def check_adapter(folder: str | Path, base: str, flag: str = "--model_name_or_pa
 def weights_of(folder: str | Path) -> list[tuple[str, int]]:
     """Name and time of each file of weights in a folder: whether they are still the same ones."""
     return [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(folder).glob("*.safetensors"))]
+
+
+def size_of(folder: str | Path) -> dict[str, int]:
+    """How many `numbers` a folder's weights hold, and their `bytes` on disk; 0 for a Hub name."""
+    numbers, files = 0, sorted(Path(folder).glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            numbers += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    return {"numbers": numbers, "bytes": sum(file.stat().st_size for file in files)}
 
 
 def as_trained(config: ModelArguments, settings: dict[str, Any]) -> ModelArguments:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from alignment.errors import InputError
+from alignment.run import say
 
 Destination = str | Path | IO[str]
 
@@ -25,6 +26,15 @@ def write_submission(ids: list[str], summaries: list[str], destination: Destinat
         raise InputError(f"{len(empty)} empty summaries, the first for {empty[0]!r}; a submission has none")
     with _opened(destination) as file:
         csv.writer(file, lineterminator="\n").writerows([("fname", "summary"), *rows])
+
+
+def fill_empty(dialogues: list[str], summaries: list[str]) -> list[str]:
+    """The summaries, with a dialogue's first turn for an empty one: it would have the whole submission refused."""
+    for i, summary in enumerate(summaries, 1):
+        if not one_line(summary):
+            say(f"Dialogue {i}: the model wrote nothing; its first turn stands in.")
+    pairs = zip(dialogues, summaries, strict=True)
+    return [summary if one_line(summary) else text.partition("\n")[0] for text, summary in pairs]
 
 
 def write_lines(summaries: list[str], destination: Destination) -> None:

@@ -1,6 +1,7 @@
 """A trained model in use: dialogues in, summaries out, with the prompt that it was trained with."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment import dialogue
 from alignment.arguments import ModelArguments, PromptArguments
 from alignment.data import Record
+from alignment.ensemble import Member, check_same_tokens, load_average, shares
 from alignment.generation import Decoding, generate
 from alignment.journal import Journal
 from alignment.models import as_trained, load_for_use, weights_of
@@ -46,25 +48,73 @@ class Summarizer:
         That is quantisation, type, revision, prompt form and length of a summary. The result's `origin` says what was
         loaded, and how.
         """
+        return cls._as_trained(name_or_path, model_args, prompt_args, lambda config: load_for_use(name_or_path, config))
+
+    @classmethod
+    def load_average(
+        cls,
+        folders: list[str],
+        weights: list[float] | None = None,
+        model_args: ModelArguments | None = None,
+        prompt_args: PromptArguments | None = None,
+    ) -> "Summarizer":
+        """Loads the mean of several adapters (`ensemble.load_average`), in use as the first of them."""
+        parts = shares(weights, len(folders))
+        summarizer = cls._as_trained(
+            folders[0], model_args, prompt_args, lambda config: load_average(folders, parts, config)
+        )
+        summarizer.origin["average"] = [
+            [folder, part, weights_of(folder)] for folder, part in zip(folders, parts, strict=True)
+        ]
+        return summarizer
+
+    @classmethod
+    def _as_trained(
+        cls,
+        name_or_path: str,
+        model_args: ModelArguments | None,
+        prompt_args: PromptArguments | None,
+        load: Callable[[ModelArguments], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    ) -> "Summarizer":
         prompt_args = prompt_args or PromptArguments()
         path = Path(name_or_path)
         manifest = read_manifest(path) or {}
         trained = manifest.get("settings", {})
         model_args = as_trained(model_args or ModelArguments(), trained)
-        model, tokenizer = load_for_use(name_or_path, model_args)
+        model, tokenizer = load(model_args)
         form = prompt_args.prompt_form or manifest.get("prompt_form", "instruction")
         most = prompt_args.max_new_tokens or trained.get("max_new_tokens") or 128
         origin = {"model": name_or_path, "weights": weights_of(path), "use": asdict(model_args)}
         return cls(model, tokenizer, form, manifest.get("phase", 1), most, origin)
 
-    def journal(self, path: Path, dialogues: list[str], decoding: Decoding | None = None) -> Journal:
-        """A journal beside `path` for these dialogues, this model and this decoding (in batches of whatever size)."""
+    def journal(
+        self,
+        path: Path,
+        dialogues: list[str],
+        decoding: Decoding | None = None,
+        others: Sequence["Summarizer"] = (),
+        weights: list[float] | None = None,
+    ) -> Journal:
+        """A journal beside `path` for these dialogues, these models and this decoding (in batches of whatever size)."""
         facts = self.origin | {
             "dialogues": hashlib.sha256("\0".join(dialogues).encode()).hexdigest(),
             "prompt": [self.form, self.phase, self.max_new_tokens],
             "decoding": asdict(replace(decoding or Decoding(), batch_size=1)),
         }
+        if others:
+            facts |= {"others": [[one.origin, one.form, one.phase] for one in others], "shares": weights}
         return Journal(path, facts)
+
+    def prompts(self, dialogues: list[str]) -> list[list[int]]:
+        """The token ids of each dialogue's prompt; dialogues beyond the model's context lose whole turns."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        records = [Record(f"no. {i}", text, ()) for i, text in enumerate(dialogues, 1)]
+        if context:
+            records, shortened = dialogue.fit_records(records, self.form, self.tokenizer, context, self.max_new_tokens)
+            if shortened:
+                say(f"{len(shortened)} dialogues were shortened by whole turns to fit {context} tokens.")
+        texts = [dialogue.prompt_for(record, self.phase, self.form, self.tokenizer) for record in records]
+        return [dialogue.encode_prompt(text, self.form, self.tokenizer) for text in texts]
 
     def summarize(
         self,
@@ -72,31 +122,35 @@ class Summarizer:
         decoding: Decoding | None = None,
         description: str | None = None,
         journal: Journal | None = None,
+        others: Sequence["Summarizer"] = (),
+        weights: list[float] | None = None,
     ) -> list[str]:
-        """One summary for each dialogue, in order; dialogues beyond the model's context lose whole turns.
+        """One summary for each dialogue, in order.
 
         Args:
             description: Shown with a progress bar, or None for none.
             journal: Texts in it are not made again, and new ones are written to it as they come.
+            others: Models of the same tokens, whose next-token distributions are averaged with this one's.
+            weights: One for this model and one for each of the others; equal by default.
+
+        Raises:
+            InputError: A turn alone is beyond the context, or the others have another tokenizer.
         """
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        check_same_tokens({str(one.origin.get("model")): one.tokenizer for one in (self, *others)})
         done = journal.done if journal else {}
         missing = [i for i in range(len(dialogues)) if i not in done]
-        records = [Record(f"no. {i + 1}", dialogues[i], ()) for i in missing]
-        if context:
-            records, shortened = dialogue.fit_records(records, self.form, self.tokenizer, context, self.max_new_tokens)
-            if shortened:
-                say(f"{len(shortened)} dialogues were shortened by whole turns to fit {context} tokens.")
-        prompts = [dialogue.prompt_for(record, self.phase, self.form, self.tokenizer) for record in records]
+        prompts, *further = ([own[i] for i in missing] for own in (one.prompts(dialogues) for one in (self, *others)))
         texts = generate(
             self.model,
             self.tokenizer,
-            [dialogue.encode_prompt(prompt, self.form, self.tokenizer) for prompt in prompts],
+            prompts,
             end_token_id=dialogue.end_token_id(self.form, self.tokenizer),
             max_new_tokens=self.max_new_tokens,
             decoding=decoding,
             description=description,
             on_text=(lambda i, text: journal.add(missing[i], text)) if journal else None,
+            others=[Member(other.model, own) for other, own in zip(others, further, strict=True)],
+            weights=shares(weights, 1 + len(others)),
         )
         texts_by_index = done | dict(zip(missing, texts, strict=True))
         return [texts_by_index[i] for i in range(len(dialogues))]

@@ -1,7 +1,7 @@
 """Summarises dialogues with a trained model: a file, or standard input to standard output.
 
     python recipes/summarize.py --model runs/sft/phase2 --input test.csv --output submission.csv
-    python recipes/summarize.py --model runs/sft/phase2 --input dialogue.txt
+    python recipes/summarize.py --model runs/report/best --input dialogue.txt
     pbpaste | python recipes/summarize.py --model runs/sft/phase2
 
 The input has any format that the other recipes read, and the output is then a CSV `fname,summary` in the input's
@@ -11,7 +11,7 @@ started again with an output file, it writes only the summaries that are still m
 
 import sys
 import tempfile
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,15 +22,18 @@ from alignment.arguments import DataArguments, ModelArguments, PromptArguments, 
 from alignment.errors import InputError
 from alignment.formats import is_plain_text, read_text
 from alignment.generation import Decoding
-from alignment.submission import write_lines, write_submission
-from alignment.summarizer import Summarizer
+from alignment.submission import fill_empty, write_lines, write_submission
+from reward.system import System, SystemArguments
 
 
 @dataclass
 class SummarizeArguments:
     """What to summarise, and where the summaries go."""
 
-    model: str | None = field(default=None, metadata={"help": "Folder or Hub name; by default --model_name_or_path."})
+    model: list[str] | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub name, or several with --combine; by default --model_name_or_path."},
+    )
     input: str = field(
         default="-", metadata={"help": "A file, the eval split of a folder or Hub data set, or - for standard input."}
     )
@@ -39,8 +42,9 @@ class SummarizeArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    classes = (SummarizeArguments, ModelArguments, RowArguments, PromptArguments, Decoding)
-    args, model_args, row_args, prompt_args, decoding = parse(classes, argv, passed_over=(DataArguments, SFTArguments))
+    classes = (SummarizeArguments, SystemArguments, ModelArguments, RowArguments, PromptArguments, Decoding)
+    own = {"passed_over": (DataArguments, SFTArguments)}
+    args, how, model_args, row_args, prompt_args, decoding = parse(classes, argv, **own)
     output = Path(args.output)
     if output.is_dir() and args.output != "-":
         raise InputError(f"--output {output}: is a folder. Give the name of a file.")
@@ -50,6 +54,12 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--output {output}: no such folder {output.parent}.")
     if args.output != "-":
         run.make_folder(output.parent, "--output")
+
+    names = args.model or [model_args.model_name_or_path]
+    if len(names) == 1 and not how.combine:
+        system = System.load(names[0], how, decoding, model_args, prompt_args)
+    else:
+        system = System(tuple(names), how, decoding, model_args, prompt_args)
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(args.input)
@@ -69,14 +79,10 @@ def main(argv: list[str] | None = None) -> None:
                 run.say(f"{len(rejected)} bad rows have no summary.")
             dialogues, ids = [record.dialogue for record in records], [record.id for record in records]
 
-    summarizer = Summarizer.load(args.model or model_args.model_name_or_path, model_args, prompt_args)
     description = "Summarising" if len(dialogues) > 1 else None
-    with summarizer.journal(output, dialogues, decoding) if args.output != "-" else nullcontext() as journal:
-        summaries = summarizer.summarize(dialogues, decoding, description, journal)
-        for i, summary in enumerate(summaries):
-            if not summary:  # a submission with an empty row is refused, a whole night's work with it
-                summaries[i] = dialogues[i].partition("\n")[0]
-                run.say(f"Dialogue {i + 1}: the model wrote nothing; its first turn stands in.")
+    with ExitStack() as journals:
+        raw, _ = system.summarize(dialogues, description, journals if args.output != "-" else None, output)
+        summaries = fill_empty(dialogues, system.mend(dialogues, raw))
         if run.is_main_process():
             destination = sys.stdout if args.output == "-" else output
             write_lines(summaries, destination) if is_text else write_submission(ids, summaries, destination)

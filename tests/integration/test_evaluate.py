@@ -88,7 +88,7 @@ def test_a_base_model_is_scored_with_every_figure_and_stamp(score, tiny_model, d
 
 def test_no_partial_file_is_left(score, tiny_model):
     folder = score(model=[tiny_model])
-    assert sorted(file.name for file in folder.iterdir()) == ["predictions.csv", "results.json"]
+    assert sorted(file.name for file in folder.iterdir()) == ["dialogues.jsonl", "predictions.csv", "results.json"]
 
 
 def test_an_adapter_is_scored_and_differs_from_its_base(score, tiny_model, trained):
@@ -236,7 +236,7 @@ def test_a_killed_run_makes_only_what_is_missing(score, tiny_model, tmp_path, mo
     folder = score(model=[tiny_model])
     expected = [(name, f"표시 {i}" if i in kept else text) for i, (name, text) in enumerate(whole)]
     assert predictions_in(folder / "predictions.csv") == expected
-    assert sorted(file.name for file in folder.iterdir()) == ["predictions.csv", "results.json"]
+    assert sorted(file.name for file in folder.iterdir()) == ["dialogues.jsonl", "predictions.csv", "results.json"]
 
 
 def test_a_run_killed_in_its_second_model_keeps_the_first(score, tiny_model, trained, tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from alignment.generation import Decoding, generate
+from alignment.errors import InputError
+from alignment.generation import Decoding, EndAtLimit, decoding_grid, generate
 
 TEXTS = (
     "둘은 내일 역에서 만나기로 했다.", "네", "#Person1#: 내일 3시에 볼까?\n#Person2#: 좋아, 역에서 봐.", "점심 먹었어?",
@@ -181,3 +182,52 @@ def test_the_head_of_a_frozen_model_never_sees_a_strided_slice(model, prompts, t
     assert seen
     assert all(hidden.is_contiguous() for hidden in seen)
     assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+# --- lengths and grids ------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_ends_where_its_dialogue_lets_it(model, tiny_tokenizer):
+    prompts = [tiny_tokenizer("안녕 " * n).input_ids for n in (4, 60, 120)]
+    limits = [max(16, -(-len(prompt) // 10)) for prompt in prompts]
+    assert limits[0] == 16 < limits[1] < limits[2] < 64
+
+    def texts(rows: list[list[int]], most: int, ratio: float) -> list[str]:
+        decoding = Decoding(max_new_tokens_ratio=ratio)
+        end = tiny_tokenizer.eos_token_id
+        return generate(model, tiny_tokenizer, rows, end_token_id=end, max_new_tokens=most, decoding=decoding)
+
+    alone = [texts([prompt], limit, 0.0)[0] for prompt, limit in zip(prompts, limits, strict=True)]
+    assert texts(prompts, 64, 0.1) == alone
+    assert texts(prompts, 64, 0.0) != alone
+
+
+def test_at_the_limit_the_end_keeps_its_score_and_nothing_else_is_left():
+    scores = torch.tensor([[-1.0, -2.0, -3.0]] * 4)  # two dialogues with two beams each
+    out = EndAtLimit([2, 3], end_token_id=1, prompt_tokens=4)(torch.zeros(4, 6, dtype=torch.long), scores)
+    assert out.tolist() == [[-torch.inf, -2.0, -torch.inf]] * 2 + [[-1.0, -2.0, -3.0]] * 2
+
+
+def test_a_grid_has_every_combination_that_differs():
+    grid = decoding_grid(["num_beams=1,4", "length_penalty=0.6,1.4"], Decoding(batch_size=3))
+    assert {name: (one.num_beams, one.length_penalty) for name, one in grid.items()} == {
+        "num_beams=1": (1, 1.0),  # without beams the penalty has no effect
+        "num_beams=4-length_penalty=0.6": (4, 0.6),
+        "num_beams=4-length_penalty=1.4": (4, 1.4),
+    }
+    assert {one.batch_size for one in grid.values()} == {3}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("beams=1,4", r"--grid beams=1,4: expected such as num_beams=1,4, of .*length_penalty"),
+        ("num_beams=one", r"--grid num_beams=one: expected ints with commas between"),
+        ("num_beams", r"--grid num_beams: expected ints with commas between"),
+        ("batch_size=1,2", r"--grid batch_size=1,2: expected such as num_beams=1,4"),
+        ("num_beams=0,1", r"--num_beams 0: expected 1 or more"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(option, message):
+    with pytest.raises(InputError, match=message):
+        decoding_grid([option], Decoding())

@@ -1,0 +1,60 @@
+"""Several summaries of each dialogue -> one: the one closest to the others, or the one that scores best."""
+
+from collections.abc import Callable
+
+from alignment.dialogue import language
+from alignment.errors import InputError
+from reward.rouge import rouge
+
+
+def consensus(candidates: list[list[str]], profile: str | None = None) -> list[str]:
+    """Of each dialogue's candidates the one with the highest mean ROUGE against the others; of equals, the first.
+
+    Args:
+        profile: How ROUGE is computed; by default `strict` for Korean, else `english`.
+
+    Raises:
+        InputError: A dialogue has no candidate.
+
+    Source: minimum Bayes risk, Kumar and Byrne 2004 (N04-1022), with samples as in Eikema and Aziz 2020
+    (arXiv 2005.10283), section 5.
+    """
+    _check(candidates)
+    profile = profile or ("strict" if any(language(texts[0]) == "ko" for texts in candidates) else "english")
+    predictions, others = [], []
+    for texts in candidates:
+        for i, text in enumerate(texts):
+            rest = [other for j, other in enumerate(texts) if j != i and other.strip()]
+            predictions.append(text)
+            others.append(rest or ["-"])  # a lone text has nothing to be close to
+    scores = iter(rouge(predictions, others, profile).rows)
+    return _highest(candidates, [[next(scores)["mean"] for _ in texts] for texts in candidates])
+
+
+def best_of(
+    candidates: list[list[str]], dialogues: list[str], score: Callable[[list[str], list[str]], list[float]]
+) -> list[str]:
+    """Of each dialogue's candidates the one with the highest score; of equals, the first.
+
+    Args:
+        score: From dialogues and as many summaries to as many numbers, such as `RewardModel.score`.
+
+    Raises:
+        InputError: A dialogue has no candidate.
+
+    Source: best of n, Stiennon et al. 2020 (arXiv 2009.01325), section 4.3.
+    """
+    _check(candidates)
+    flat = [(dialogue, text) for dialogue, texts in zip(dialogues, candidates, strict=True) for text in texts]
+    values = iter(score(*map(list, zip(*flat, strict=True))))
+    return _highest(candidates, [[next(values) for _ in texts] for texts in candidates])
+
+
+def _highest(candidates: list[list[str]], scores: list[list[float]]) -> list[str]:
+    return [texts[own.index(max(own))] for texts, own in zip(candidates, scores, strict=True)]
+
+
+def _check(candidates: list[list[str]]) -> None:
+    for row, texts in enumerate(candidates):
+        if not texts:
+            raise InputError(f"candidates[{row}] is empty: expected one summary or more to choose from")

@@ -1,0 +1,295 @@
+"""A system: models, how they decide together, decoding and post-processing; all that decides what a summary says.
+
+| `--combine`     | what is done                                                      | cost                      |
+|-----------------|-------------------------------------------------------------------|---------------------------|
+| `mbr`           | of all candidates the one that is closest to the others, by ROUGE | one run each              |
+| `best_of_n`     | of all candidates the one that the reward model likes best        | one run each, and scoring |
+| `lora_average`  | one adapter: the weighted mean of several                         | as one model              |
+| `distributions` | at each token the weighted mean of the models' distributions      | all models at once        |
+
+Candidates are what each model writes by itself, and `--samples` samples of each.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from alignment import models, run
+from alignment.arguments import ModelArguments, PromptArguments
+from alignment.errors import InputError
+from alignment.generation import Decoding
+from alignment.summarizer import Summarizer
+from reward.consensus import best_of, consensus
+from reward.model import RewardModel
+from reward.postprocess import check_rules, postprocess
+from reward.rouge import PROFILES
+from reward.scorers import check_reward_model
+
+COMBINE = ("mbr", "best_of_n", "lora_average", "distributions")
+CHOOSING = ("mbr", "best_of_n")  # which write candidates
+FILE = "system.json"
+
+
+@dataclass
+class SystemArguments:
+    """How models and candidates become one summary."""
+
+    combine: str | None = field(
+        default=None, metadata={"help": f"The models named by --model as one system: {', '.join(COMBINE)}."}
+    )
+    weights: list[float] | None = field(
+        default=None, metadata={"help": "Of lora_average and distributions: one number a model; by default equal."}
+    )
+    samples: int = field(
+        default=0, metadata={"help": "Of mbr and best_of_n: samples of each model, beside what it writes by itself."}
+    )
+    sample_temperature: float = field(default=0.7, metadata={"help": "Temperature of those samples."})
+    mbr_profile: str | None = field(
+        default=None, metadata={"help": "Of mbr: the ROUGE profile that says how close; by default strict or english."}
+    )
+    reward_model: str | None = field(
+        default=None, metadata={"help": "Of best_of_n: the output folder of recipes/reward.py."}
+    )
+    postprocess: list[str] | None = field(
+        default=None, metadata={"help": "Rules that mend the form of summaries: all, none, or names; by default none."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.combine is not None and self.combine not in COMBINE:
+            raise InputError(f"--combine {self.combine}: expected one of {', '.join(COMBINE)}.")
+        if self.samples < 0 or not 0 < self.sample_temperature <= 5:
+            raise InputError(
+                f"--samples {self.samples}, --sample_temperature {self.sample_temperature}: expected 0 or more, and a "
+                "number above 0, such as 0.7."
+            )
+        if self.mbr_profile is not None and self.mbr_profile not in PROFILES:
+            raise InputError(f"--mbr_profile {self.mbr_profile}: expected one of {', '.join(PROFILES)}.")
+        if self.samples and self.combine not in CHOOSING:
+            raise InputError("--samples: has no effect without --combine mbr or --combine best_of_n.")
+        if self.weights and self.combine not in ("lora_average", "distributions"):
+            raise InputError("--weights: has no effect without --combine lora_average or --combine distributions.")
+        if (self.combine == "best_of_n") != (self.reward_model is not None):
+            raise InputError("--combine best_of_n and --reward_model FOLDER: give both or neither.")
+        self.postprocess = check_rules(self.postprocess or ["none"])
+
+
+class OneAtATime:
+    """Keeps what was loaded last: systems that differ in decoding share a model; it goes before the next one comes."""
+
+    def __init__(self) -> None:
+        self._key, self._value = "", None
+
+    def __call__(self, key: str, load: Callable[[], Any]) -> Any:
+        """What `load` returns, or returned when it was last called with this key."""
+        if key != self._key:
+            self._key, self._value = "", None  # its memory, before the next one's is taken
+            self._value = load()
+            self._key = key
+        return self._value
+
+
+@dataclass(frozen=True)
+class System:
+    """Summarises dialogues with one model or several.
+
+    Example: `System.load("runs/mine/report/best").summarize(["#Person1#: 내일 3시에 볼까?\\n#Person2#: 좋아."])`
+    """
+
+    models: tuple[str, ...]
+    how: SystemArguments = field(default_factory=SystemArguments)
+    decoding: Decoding = field(default_factory=Decoding)
+    model_args: ModelArguments = field(default_factory=ModelArguments)
+    prompt_args: PromptArguments = field(default_factory=PromptArguments)
+
+    def __post_init__(self) -> None:
+        combine, several = self.how.combine, len(self.models) > 1
+        if combine is None and several:
+            raise InputError(f"{len(self.models)} models and no --combine: expected one of {', '.join(COMBINE)}.")
+        if combine in CHOOSING and not several and not self.how.samples:
+            raise InputError(
+                f"--combine {combine}: one candidate, so there is nothing to choose from. Name two models, or ask for "
+                "samples: --samples 4."
+            )
+        if combine in ("lora_average", "distributions") and not several:
+            raise InputError(f"--combine {combine}: expected two models or more after --model.")
+        if self.how.reward_model:
+            check_reward_model(Path(self.how.reward_model), "", allow_unfit=True, separate=True)
+
+    # --- in use -------------------------------------------------------------------------------------------------------
+
+    def summarize(
+        self,
+        dialogues: list[str],
+        description: str | None = None,
+        journals: ExitStack | None = None,
+        path: Path = Path(),
+        loaded: OneAtATime | None = None,
+    ) -> tuple[list[str], float]:
+        """One summary for each dialogue, in order, and the seconds that a killed run had spent on them before.
+
+        Args:
+            description: Shown with a progress bar, or None for none.
+            journals: Keeps texts beside `path` until it is closed; a killed run makes only what is missing.
+            loaded: Shares models with systems that are used before and after.
+        """
+        loaded, seconds = loaded or OneAtATime(), 0.0
+        candidates: list[list[str]] = []
+        for number, (key, load, decoding) in enumerate(self._candidates()):
+            summarizer, others = loaded(key, load)
+            weights = self.how.weights if others else None
+            own_path = path.with_name(f"{path.name}.{number}") if self.how.combine in CHOOSING else path
+            context = nullcontext()
+            if journals is not None:
+                context = nullcontext(
+                    journals.enter_context(summarizer.journal(own_path, dialogues, decoding, others, weights))
+                )
+            with context as journal:
+                candidates.append(summarizer.summarize(dialogues, decoding, description, journal, others, weights))
+            seconds += journal.seconds_before if journal else 0.0
+        return self._choose(dialogues, candidates, loaded), seconds
+
+    def mend(self, dialogues: list[str], summaries: list[str]) -> list[str]:
+        """The summaries after post-processing."""
+        rules = self.how.postprocess or []
+        return [postprocess(*pair, rules) for pair in zip(dialogues, summaries, strict=True)]
+
+    def _candidates(self) -> list[tuple[str, Callable[[], Any], Decoding]]:
+        """For each list of candidates: a key and a function that load (summarizer, others), and the decoding."""
+        names, args = self.models, (self.model_args, self.prompt_args)
+
+        def average() -> tuple[Summarizer, list[Summarizer]]:
+            return Summarizer.load_average([*names], self.how.weights, *args), []
+
+        def together() -> tuple[Summarizer, list[Summarizer]]:
+            first, *others = (Summarizer.load(name, *args) for name in names)
+            return first, others
+
+        def alone(name: str) -> tuple[Summarizer, list[Summarizer]]:
+            return Summarizer.load(name, *args), []
+
+        if self.how.combine == "lora_average":
+            return [(f"average {names} {self.how.weights}", average, self.decoding)]
+        if self.how.combine == "distributions":
+            return [(f"together {names}", together, self.decoding)]
+        sample = replace(self.decoding, num_beams=1, do_sample=True, temperature=self.how.sample_temperature)
+        decodings = [self.decoding, *(replace(sample, seed=sample.seed + i) for i in range(self.how.samples))]
+        return [(name, partial(alone, name), decoding) for name in names for decoding in decodings]
+
+    def _choose(self, dialogues: list[str], candidates: list[list[str]], loaded: OneAtATime) -> list[str]:
+        if self.how.combine not in CHOOSING:
+            return candidates[0]
+        by_dialogue = [list(texts) for texts in zip(*candidates, strict=True)]
+        if self.how.combine == "mbr":
+            return consensus(by_dialogue, self.how.mbr_profile)
+        folder = str(Path(self.how.reward_model or "") / "model")
+        return best_of(by_dialogue, dialogues, loaded(f"reward {folder}", lambda: RewardModel.load(folder)).score)
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    def size(self) -> dict[str, int]:
+        """`parameters` (each base counted once), `trained_parameters`, and `disk_bytes` of the folders named."""
+        trained, disk = 0, 0
+        bases: dict[str, int] = {}
+        for name in self.models:
+            folder = models.resolve(name)
+            own, base = models.size_of(folder), models.base_of(folder)
+            disk += own["bytes"]
+            if base is not None:
+                bases[base] = models.size_of(models.resolve(base))["numbers"]
+            else:
+                bases[name] = own["numbers"]
+            trained += own["numbers"] if base is not None or run.read_manifest(folder) else 0
+            bases[f"adapter {name}"] = own["numbers"] if base is not None else 0
+        return {"parameters": sum(bases.values()), "trained_parameters": trained, "disk_bytes": disk}
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides what it writes, as plain values."""
+        given = {name: getattr(self.model_args, name) for name in MODEL_SETTINGS}
+        return {
+            "models": list(self.models),
+            **asdict(self.how),
+            "decoding": asdict(self.decoding),
+            **asdict(self.prompt_args),
+            "loaded_as": {name: value for name, value in given.items() if value is not None},
+        }
+
+    @classmethod
+    def described(cls, description: dict[str, Any]) -> "System":
+        """The system that `describe` described."""
+
+        def part(kind: Any, values: dict[str, Any]) -> Any:
+            return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})
+
+        return cls(
+            tuple(description["models"]),
+            part(SystemArguments, description),
+            Decoding(**description["decoding"]),
+            ModelArguments(**description["loaded_as"]),
+            part(PromptArguments, description),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes the system into a new folder, with copies of its own weights: it works wherever the folder goes.
+
+        Bases of adapters, Hub models and the embedded model are not copied, but named.
+        """
+        description = self.describe()
+        run.make_folder(folder)
+        description["models"] = [
+            _copied(name, folder, f"{i}-{Path(name).name}") for i, name in enumerate(self.models, 1)
+        ]
+        if self.how.reward_model:
+            description["reward_model"] = _copied(self.how.reward_model, folder, "reward")
+        run.write_json(description, folder / FILE)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str,
+        how: SystemArguments | None = None,
+        decoding: Decoding | None = None,
+        model_args: ModelArguments | None = None,
+        prompt_args: PromptArguments | None = None,
+    ) -> "System":
+        """The system that `save` wrote into a folder; or else one model, with what the arguments say.
+
+        Raises:
+            InputError: Its file is damaged, or the arguments ask for what a saved system has decided.
+        """
+        how, decoding = how or SystemArguments(), decoding or Decoding()
+        file = Path(name_or_path) / FILE
+        if not file.is_file():
+            own = (model_args or ModelArguments(), prompt_args or PromptArguments())
+            return cls((name_or_path,), how, decoding, *own)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            here = lambda name: str(file.parent / name) if (file.parent / name).exists() else name  # noqa: E731
+            content["models"] = [here(name) for name in content["models"]]
+            if content["reward_model"]:
+                content["reward_model"] = here(content["reward_model"])
+            system = cls.described(content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}: not a whole system ({error!r}). Choose it anew with --select.") from error
+        free = replace(decoding, batch_size=Decoding.batch_size)
+        if how != SystemArguments() or free != Decoding() or (prompt_args or PromptArguments()) != PromptArguments():
+            raise InputError(
+                f"--model {name_or_path}: a chosen system, with decoding, prompt and post-processing of its own. Leave "
+                f"those options out, or change {file}."
+            )
+        return replace(system, decoding=replace(system.decoding, batch_size=decoding.batch_size))
+
+
+MODEL_SETTINGS = ("load_in_4bit", "load_in_8bit", "dtype", "attn_implementation")
+
+
+def _copied(name: str, folder: Path, new_name: str) -> str:
+    """A local folder's name within `folder`, after copying it there without its checkpoints; a Hub name as it is."""
+    if not Path(name).is_dir():
+        return name
+    shutil.copytree(name, folder / new_name, ignore=shutil.ignore_patterns("checkpoint-*", "data"), dirs_exist_ok=True)
+    return new_name

@@ -1,0 +1,43 @@
+"""Choosing among candidates, against choices made by hand."""
+
+import pytest
+
+from alignment.errors import InputError
+from reward.consensus import best_of, consensus
+
+
+def test_the_candidate_closest_to_the_others_is_taken():
+    candidates = [["a lone cat", "the dog ran home", "the dog ran away"], ["x y z", "p q r", "p q s"]]
+    # Row 0: the two about the dog share 3 of 4 words with each other, and the first nothing with either.
+    assert consensus(candidates, "english") == ["the dog ran home", "p q r"]
+
+
+def test_of_equals_the_first_is_taken():
+    assert consensus([["b c", "b c", "b c"], ["one", "two"]], "english") == ["b c", "one"]
+
+
+def test_empty_candidates_neither_win_nor_count():
+    assert consensus([["", "the dog ran", "the dog sat", ""]], "english") == ["the dog ran"]
+    assert consensus([["", ""], ["lone"], ["", "kept"]], "english")[:2] == ["", "lone"]
+
+
+def test_korean_is_compared_by_morphemes():
+    texts = ["#Person1#은 내일 역에서 만나자고 합니다.", "날씨가 좋습니다.", "#Person1#은 내일 역에서 보자고 합니다."]
+    assert consensus([texts]) == [texts[0]]
+
+
+def test_the_best_score_wins_and_each_candidate_is_scored_with_its_dialogue():
+    asked = []
+
+    def score(dialogues: list[str], summaries: list[str]) -> list[float]:
+        asked.extend(zip(dialogues, summaries, strict=True))
+        return [float(len(summary)) for summary in summaries]
+
+    assert best_of([["a", "bbb", "ccc"], ["dd"]], ["one", "two"], score) == ["bbb", "dd"]
+    assert asked == [("one", "a"), ("one", "bbb"), ("one", "ccc"), ("two", "dd")]
+
+
+@pytest.mark.parametrize("choose", [consensus, lambda texts: best_of(texts, ["d", "d"], lambda d, s: [0.0] * len(s))])
+def test_a_dialogue_without_candidates_is_named(choose):
+    with pytest.raises(InputError, match=r"candidates\[1\] is empty: expected one summary or more"):
+        choose([["one"], []])
