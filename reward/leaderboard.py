@@ -127,10 +127,10 @@ def _check_same(first: Path, records: list[Record], folder: Path, own: list[Reco
     if fingerprint(records) == fingerprint(own):
         return
     at = next((i for i, (a, b) in enumerate(zip(records, own, strict=False)) if a != b), min(len(records), len(own)))
-    rows = [repr(side[at].id) if at < len(side) else "no more" for side in (records, own)]
-    where = f"id {rows[0]} has another text" if rows[0] == rows[1] else f"{rows[0]} there is {rows[1]} here"
+    rows = [repr(side[at].id) if at < len(side) else "missing" for side in (records, own)]
+    where = f"({rows[0]}) has another text" if rows[0] == rows[1] else f"is {rows[0]} there and {rows[1]} here"
     raise InputError(
-        f"{folder}: scored on other dialogues ({len(own)} rows) than {first} ({len(records)} rows): row {at + 1}, "
+        f"{folder}: scored on other dialogues ({len(own)} rows) than {first} ({len(records)} rows): row {at + 1} "
         f"{where}; expected runs on the same data, so evaluate both on one file"
     )
 

@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from alignment.errors import InputError
 from reward import rouge as metric
-from reward.rouge import PROFILES, paired_bootstrap, rouge
+from reward.rouge import PROFILES, intervals, paired_bootstrap, paired_bootstraps, rouge
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("rouge1", "rouge2", "rougeL", "mean")
@@ -243,3 +243,30 @@ def test_bootstrap_interval_is_that_of_the_normal_and_repeats_with_its_seed():
 def test_bootstrap_refuses_what_cannot_be_compared(a, b, samples):
     with pytest.raises(InputError, match="expected"):
         paired_bootstrap(a, b, samples=samples)
+
+
+def test_every_pair_of_systems_is_compared_as_if_alone():
+    systems = np.random.default_rng(1).normal(40, 10, (3, 50)).tolist()
+    found = paired_bootstraps(systems, samples=500)
+    assert list(found) == [(0, 1), (0, 2), (1, 2)]
+    for (a, b), own in found.items():
+        alone = paired_bootstrap(systems[a], systems[b], samples=500)
+        assert own == {key: pytest.approx(value) for key, value in alone.items()}
+
+
+def test_one_system_has_no_pairs():
+    assert paired_bootstraps([[1.0, 2.0]], samples=10) == {}
+
+
+def test_intervals_of_means_are_those_of_the_normal():
+    scores = np.random.default_rng(1).normal(40, 10, 400)
+    (own, constant) = intervals([scores.tolist(), [3.0] * 400], samples=4_000)
+    error = scores.std() / 20
+    assert own == pytest.approx((scores.mean() - 1.96 * error, scores.mean() + 1.96 * error), abs=0.15 * error)
+    assert constant == (3, 3)
+
+
+@pytest.mark.parametrize(("systems", "samples"), [([], 10), ([[]], 10), ([[1.0], [1.0, 2.0]], 10), ([[1.0]], 0)])
+def test_intervals_refuse_what_cannot_be_resampled(systems, samples):
+    with pytest.raises(InputError, match="expected"):
+        intervals(systems, samples=samples)
