@@ -30,7 +30,7 @@ from alignment.progress import peak_memory_gib, reset_peak_memory, show_table
 from alignment.submission import fill_empty, write_submission
 from reward.choice import say_winner, select
 from reward.leaderboard import leaderboard, read_runs, write_leaderboard
-from reward.postprocess import effects
+from reward.postprocess import effects, mend
 from reward.rouge import PROFILES, rouge
 from reward.system import OneAtATime, System, SystemArguments
 
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         compare(args, data_args, decoding)
         return
     systems = systems_of(args, how, model_args, prompt_args, decoding)
-    score(systems, args, data_args)
+    score(systems, how, args, data_args)
 
 
 def systems_of(
@@ -108,7 +108,9 @@ def systems_of(
     return dict(zip([args.name], systems.values(), strict=True)) if args.name else systems
 
 
-def score(systems: dict[str, System | None], args: EvaluateArguments, data_args: DataArguments) -> None:
+def score(
+    systems: dict[str, System | None], how: SystemArguments, args: EvaluateArguments, data_args: DataArguments
+) -> None:
     """Summarises with each system, or reads the predictions, and writes results and table."""
     output = Path(args.output_dir)
     files = {name: output / ("predictions.csv" if len(systems) == 1 else f"predictions-{name}.csv") for name in systems}
@@ -135,21 +137,22 @@ def score(systems: dict[str, System | None], args: EvaluateArguments, data_args:
             reset_peak_memory()
             started = time.monotonic()
             if system is None:
-                summaries[name] = data.match_predictions(predicted, records, str(args.predictions))
+                raw = data.match_predictions(predicted, records, str(args.predictions))
                 cost = dict.fromkeys(("seconds", "peak_memory_gib", "parameters", "trained_parameters", "disk_bytes"))
             else:
                 description = f"Summarising with {name}"
                 raw, before = system.summarize(texts, description, journals, output / name, loaded)
-                summaries[name] = system.mend(texts, raw)
                 cost = {"seconds": round(before + time.monotonic() - started, 1)}
                 cost |= {"peak_memory_gib": round(peak_memory_gib(), 2), **system.size()}
+            rules = (system.how if system else how).postprocess
+            summaries[name] = mend(texts, raw, rules)
             facts = {"predictions": files[name].name, "system": system.describe() if system else None}
             for profile in profiles:
                 scores = asdict(rouge(summaries[name], references, profile))
                 rows.setdefault(name, [row["mean"] for row in scores["rows"]])
                 results.append({"name": name} | scores | {"rows": len(records)} | cost | facts)
-            if system and system.how.postprocess:
-                found = effects(texts, raw, references, system.how.postprocess, profiles[0])
+            if rules:
+                found = effects(texts, raw, references, rules, profiles[0])
                 show_table(f"Post-processing of {name}, {profiles[0]}", list(found[0]), found)
         for name, file in files.items():
             write_submission(ids, summaries[name], file, allow_empty=True)
@@ -182,7 +185,7 @@ def compare(args: EvaluateArguments, data_args: DataArguments, decoding: Decodin
         texts = [record.dialogue for record in dialogues]
         with ExitStack() as journals:
             raw, _ = best.summarize(texts, "Submission", journals, output / "submission")
-            ids, whole = [record.id for record in dialogues], fill_empty(texts, best.mend(texts, raw))
+            ids, whole = [record.id for record in dialogues], fill_empty(texts, mend(texts, raw, best.how.postprocess))
             write_submission(ids, whole, output / "submission.csv")
         run.say(f"Written: {output}/submission.csv")
 

@@ -23,6 +23,7 @@ from alignment.errors import InputError
 from alignment.formats import is_plain_text, read_text
 from alignment.generation import Decoding
 from alignment.submission import fill_empty, write_lines, write_submission
+from reward.postprocess import mend
 from reward.system import System, SystemArguments
 
 
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     description = "Summarising" if len(dialogues) > 1 else None
     with ExitStack() as journals:
         raw, _ = system.summarize(dialogues, description, journals if args.output != "-" else None, output)
-        summaries = fill_empty(dialogues, system.mend(dialogues, raw))
+        summaries = fill_empty(dialogues, mend(dialogues, raw, system.how.postprocess))
         if run.is_main_process():
             destination = sys.stdout if args.output == "-" else output
             write_lines(summaries, destination) if is_text else write_submission(ids, summaries, destination)

@@ -26,7 +26,7 @@ from alignment.generation import Decoding
 from alignment.summarizer import Summarizer
 from reward.consensus import best_of, consensus
 from reward.model import RewardModel
-from reward.postprocess import check_rules, postprocess
+from reward.postprocess import check_rules
 from reward.rouge import PROFILES
 from reward.scorers import check_reward_model
 
@@ -55,8 +55,8 @@ class SystemArguments:
     reward_model: str | None = field(
         default=None, metadata={"help": "Of best_of_n: the output folder of recipes/reward.py."}
     )
-    postprocess: list[str] | None = field(
-        default=None, metadata={"help": "Rules that mend the form of summaries: all, none, or names; by default none."}
+    postprocess: list[str] = field(
+        default_factory=list, metadata={"help": "Rules that mend the form of summaries: all, none, or names; by default none."}
     )
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class SystemArguments:
             raise InputError("--weights: has no effect without --combine lora_average or --combine distributions.")
         if (self.combine == "best_of_n") != (self.reward_model is not None):
             raise InputError("--combine best_of_n and --reward_model FOLDER: give both or neither.")
-        self.postprocess = check_rules(self.postprocess or ["none"])
+        self.postprocess = check_rules(self.postprocess)
 
 
 class OneAtATime:
@@ -152,11 +152,6 @@ class System:
                 candidates.append(summarizer.summarize(dialogues, decoding, description, journal, others, weights))
             seconds += journal.seconds_before if journal else 0.0
         return self._choose(dialogues, candidates, loaded), seconds
-
-    def mend(self, dialogues: list[str], summaries: list[str]) -> list[str]:
-        """The summaries after post-processing."""
-        rules = self.how.postprocess or []
-        return [postprocess(*pair, rules) for pair in zip(dialogues, summaries, strict=True)]
 
     def _candidates(self) -> list[tuple[str, Callable[[], Any], Decoding]]:
         """For each list of candidates: a key and a function that load (summarizer, others), and the decoding."""

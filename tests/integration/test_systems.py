@@ -1,0 +1,314 @@
+"""recipes/evaluate.py with several models as one system, and the way from there to the best one in use."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignment import data, models
+from alignment.arguments import ModelArguments, PromptArguments
+from alignment.errors import InputError
+from alignment.generation import Decoding
+from alignment.journal import Journal
+from alignment.run import write_json
+from alignment.submission import one_line
+from alignment.summarizer import Summarizer
+from recipes import evaluate, sft, summarize
+from reward.consensus import consensus
+from reward.model import RewardModel, head_of, load_scorer
+from reward.system import System
+
+TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model, dialogues) -> list[Path]:
+    """The folders of phase1 and phase2."""
+    folder = tmp_path_factory.mktemp("sft") / "run"
+    flags = {
+        "model_name_or_path": tiny_model, "dataset_path": dialogues, "output_dir": folder, "max_new_tokens": TOKENS,
+        "dtype": "float32", "num_train_epochs": 2, "phase2_epochs": 2, "learning_rate": 1e-2, "rouge_eval_rows": 0,
+        "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "use_cpu": True,
+    }  # fmt: skip
+    sft.main([f"--{name}={value}" for name, value in flags.items()])
+    return [folder / "phase1", folder / "phase2"]
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory, trained, tiny_model) -> Path:
+    """What recipes/reward.py leaves, with a head that was never trained."""
+    folder = tmp_path_factory.mktemp("reward")
+    config = ModelArguments(model_name_or_path=str(tiny_model), dtype="float32")
+    scorer = load_scorer(config, trained[1])
+    torch.manual_seed(0)
+    torch.nn.init.normal_(head_of(scorer).weight)
+    scorer.save_pretrained(folder / "model")
+    model = RewardModel(scorer.eval(), models.load_tokenizer(str(trained[1])), form="instruction", phase=2)
+    model.save(folder / "model")
+    write_json({"finished": True, "settings": {"dtype": "float32"}}, folder / "model" / "manifest.json")
+    write_json({"fit": False, "accuracy": 0.5, "min_accuracy": 0.65}, folder / "report.json")
+    return folder
+
+
+@pytest.fixture
+def score(tmp_path, dialogues, trained) -> Callable[..., Path]:
+    """Runs the recipe on both models with these flags, into a fresh folder if not told otherwise; its output folder."""
+
+    def run(output_dir: Path = tmp_path / "out", model: list[Path] = trained, **flags: object) -> Path:
+        flags = {"output_dir": output_dir, "dataset_path": dialogues, "profiles": "strict"} | flags
+        words = [str(word) for name, value in flags.items() for word in (f"--{name}", *_several(value))]
+        evaluate.main([*words, "--model", *map(str, model)])
+        return Path(output_dir)
+
+    return run
+
+
+def _several(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def predictions_in(folder: Path, name: str = "predictions.csv") -> list[str]:
+    with (folder / name).open(encoding="utf-8", newline="") as lines:
+        return [row[1] for row in list(csv.reader(lines))[1:]]
+
+
+def result_in(folder: Path) -> dict:
+    (result,) = json.loads((folder / "results.json").read_text("utf-8"))
+    return result
+
+
+def dialogues_in(folder: Path) -> list[str]:
+    return [record.dialogue for record in data.load_records(folder, split="eval")[0]]
+
+
+def candidates_by_hand(trained: list[Path], dialogues: Path) -> list[list[str]]:
+    """Of each model its own summary and two samples, by dialogue."""
+    decodings = [Decoding(), *(Decoding(do_sample=True, temperature=0.9, seed=42 + i) for i in range(2))]
+    summarizers = [Summarizer.load(str(folder)) for folder in trained]
+    lists = [one.summarize(dialogues_in(dialogues), decoding) for one in summarizers for decoding in decodings]
+    return [list(texts) for texts in zip(*lists, strict=True)]
+
+
+SAMPLES = {"samples": 2, "sample_temperature": 0.9}
+
+
+# --- each way to combine ----------------------------------------------------------------------------------------------
+
+
+def test_mbr_takes_the_consensus_of_summaries_and_samples_of_all_models(score, trained, dialogues):
+    folder = score(combine="mbr", mbr_profile="aistages", **SAMPLES)
+    candidates = candidates_by_hand(trained, dialogues)
+    assert min(len(set(texts)) for texts in candidates) > 3  # or there would be nothing to choose
+    assert predictions_in(folder) == [one_line(text) for text in consensus(candidates, "aistages")]
+    result = result_in(folder)
+    assert result["name"] == "mbr-phase1+phase2"
+    assert (result["system"]["combine"], result["system"]["samples"]) == ("mbr", 2)
+
+
+def test_best_of_n_takes_what_the_reward_model_likes_best(score, trained, dialogues, reward_model):
+    folder = score(combine="best_of_n", reward_model=reward_model, **SAMPLES)
+    texts = dialogues_in(dialogues)
+    scorer = RewardModel.load(str(reward_model / "model"))
+    for chosen, dialogue, own in zip(
+        predictions_in(folder), texts, candidates_by_hand(trained, dialogues), strict=True
+    ):
+        scores = scorer.score([dialogue] * len(own), own)
+        best = own[scores.index(max(scores))]
+        assert chosen == one_line(best)
+
+
+def test_an_average_and_mixed_distributions_are_systems_too(score, trained, dialogues):
+    texts = dialogues_in(dialogues)
+    average = Summarizer.load_average([*map(str, trained)], [3.0, 1.0]).summarize(texts)
+    folder = score(combine="lora_average", weights=[3, 1])
+    assert predictions_in(folder) == [one_line(text) for text in average]
+    first, second = (Summarizer.load(str(one)) for one in trained)
+    mixed = first.summarize(texts, Decoding(num_beams=2), others=[second])
+    folder = score(folder.parent / "mixed", combine="distributions", num_beams=2)
+    assert predictions_in(folder) == [one_line(text) for text in mixed]
+
+
+def test_the_sizes_are_those_of_base_and_adapters(score, trained, tiny_model):
+    folder = score(combine="mbr")
+    base = models.size_of(tiny_model)
+    own = [models.size_of(one) for one in trained]
+    assert base["numbers"] > 100_000 > own[0]["numbers"] > 1000
+    result = result_in(folder)
+    assert result["parameters"] == base["numbers"] + own[0]["numbers"] + own[1]["numbers"]
+    assert result["trained_parameters"] == own[0]["numbers"] + own[1]["numbers"]
+    assert result["disk_bytes"] == sum(one["bytes"] for one in own)
+
+
+def test_a_killed_system_goes_on_with_the_candidates_it_has(score, monkeypatch, tmp_path):
+    whole = score(tmp_path / "whole", combine="mbr", **SAMPLES)
+    add, added = Journal.add, []
+
+    def add_and_die(journal: Journal, index: int, text: str) -> None:
+        add(journal, index, text)
+        added.append(index)
+        if len(added) == 9:  # of 2 x 3 x 4
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "add", add_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        score(combine="mbr", **SAMPLES)
+    made: list[int] = []
+    monkeypatch.setattr(Journal, "add", lambda journal, index, text: made.append(index) or add(journal, index, text))
+    folder = score(combine="mbr", **SAMPLES)
+    assert len(made) == 24  # nine taken over, and the others made
+    assert predictions_in(folder) == predictions_in(whole)
+    assert sorted(file.name for file in folder.iterdir()) == ["dialogues.jsonl", "predictions.csv", "results.json"]
+
+
+# --- decoding and post-processing -------------------------------------------------------------------------------------
+
+
+def test_a_grid_scores_each_setting_and_says_which_wins(score, trained, dialogues, capsys):
+    folder = score(model=trained[:1], grid=["num_beams=1,3", "length_penalty=0.5,2"])
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    names = ["num_beams=1", "num_beams=3-length_penalty=0.5", "num_beams=3-length_penalty=2.0"]
+    assert [row["name"] for row in results] == [f"phase1-{name}" for name in names]
+    beams = Summarizer.load(str(trained[0])).summarize(dialogues_in(dialogues), Decoding(num_beams=3, length_penalty=2))
+    written = predictions_in(folder, "predictions-phase1-num_beams=3-length_penalty=2.0.csv")
+    assert written == [one_line(text) for text in beams]
+    best = max(results, key=lambda row: row["mean"])
+    assert f"Best by strict: {best['name']}" in capsys.readouterr().err
+
+
+def test_post_processing_mends_what_is_written_and_its_effect_is_told(tmp_path, dialogues, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    records = data.load_records(dialogues, split="eval")[0]
+    rows = [[record.id, record.references[0] + "</s>"] for record in records]
+    with (tmp_path / "raw.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["fname", "summary"], *rows])
+    evaluate.main([
+        "--predictions", str(tmp_path / "raw.csv"), "--dataset_path", str(dialogues), "--profiles", "strict",
+        "--postprocess", "all", "--output_dir", str(tmp_path / "out"),
+    ])  # fmt: skip
+    assert predictions_in(tmp_path / "out") == [record.references[0] for record in records]
+    assert "special_tokens" in capsys.readouterr().out
+
+
+# --- from runs to the best system in use ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compared(score, trained, tmp_path, dialogues) -> Callable[..., Path]:
+    """Two runs, compared with these flags into a folder."""
+    runs = [
+        score(tmp_path / "average", combine="lora_average", num_beams=2),
+        score(tmp_path / "short", model=trained[1:], max_new_tokens=1),
+    ]
+
+    def run(**flags: object) -> Path:
+        flags = {"output_dir": tmp_path / "report", "profiles": "strict"} | flags
+        words = [str(word) for name, value in flags.items() for word in (f"--{name}", *_several(value))]
+        evaluate.main(["--compare", *map(str, runs), *words])
+        return tmp_path / "report"
+
+    return run
+
+
+def test_the_best_system_works_alone_and_writes_what_was_scored(compared, dialogues, trained, tmp_path):
+    test = tmp_path / "test.jsonl"
+    rows = [{"id": record.id, "dialogue": record.dialogue} for record in data.load_records(dialogues, split="eval")[0]]
+    test.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    folder = compared(select="strict", submission=test)
+    assert (folder / "report.html").is_file()
+    board = json.loads((folder / "leaderboard.json").read_text("utf-8"))
+    assert "lora_average-phase1+phase2" in json.dumps(board)
+
+    best = shutil.move(folder / "best", tmp_path / "elsewhere")
+    system = System.load(str(best))
+    assert all(Path(one).is_relative_to(best) for one in system.models)
+    assert (system.how.combine, system.decoding.num_beams) == ("lora_average", 2)
+    expected = predictions_in(tmp_path / "average")
+    summarize.main(["--model", str(best), "--input", str(test), "--output", str(tmp_path / "out.csv")])
+    assert predictions_in(tmp_path, "out.csv") == expected
+    assert predictions_in(folder, "submission.csv") == expected
+
+
+def test_a_chosen_system_keeps_its_own_decoding(compared, dialogues, tmp_path):
+    best = compared(select="strict") / "best"
+    for flags in (["--num_beams", "4"], ["--max_new_tokens", "4"], ["--postprocess", "all"]):
+        with pytest.raises(
+            InputError, match=r"best: a chosen system, with decoding, prompt and post-processing of its"
+        ):
+            summarize.main(
+                ["--model", str(best), "--input", str(dialogues), "--output", str(tmp_path / "o.csv"), *flags]
+            )
+    (best / "system.json").write_text('{"models": ["x"]}', "utf-8")
+    with pytest.raises(InputError, match=r"system\.json: not a whole system .*Choose it anew with --select"):
+        summarize.main(["--model", str(best), "--input", str(dialogues), "--output", str(tmp_path / "o.csv")])
+
+
+def test_nothing_that_is_there_is_overwritten(compared):
+    folder = compared(select="strict")
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    with pytest.raises(InputError, match=r"report\.html exists.*--output_dir, or --overwrite_output_dir true"):
+        compared(select="strict")
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+def test_predictions_alone_cannot_be_chosen(score, tmp_path, dialogues):
+    predictions = score(combine="lora_average") / "predictions.csv"
+    flags = ["--dataset_path", str(dialogues), "--output_dir", str(tmp_path / "file"), "--profiles", "strict"]
+    evaluate.main(["--predictions", str(predictions), *flags])
+    with pytest.raises(InputError, match="--select strict: these runs hold predictions alone, and no model"):
+        evaluate.main([
+            "--compare", str(tmp_path / "file"), "--select", "strict", "--output_dir", str(tmp_path / "report"),
+        ])  # fmt: skip
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"combine": "mean"}, "--combine mean: expected one of mbr, best_of_n, lora_average, distributions"),
+        ({"combine": "best_of_n"}, "--combine best_of_n and --reward_model FOLDER: give both or neither"),
+        ({"combine": "best_of_n", "reward_model": "nowhere"}, r"--reward_model nowhere: no model/reward\.json in it"),
+        ({"combine": "mbr", "weights": [1, 2]}, "--weights: has no effect without --combine lora_average or"),
+        ({"combine": "lora_average", "weights": [1]}, "--weights 1.0: expected 2 numbers above 0, one a model"),
+        ({"samples": 4}, "--samples: has no effect without --combine mbr or"),
+        ({"combine": "mbr", "samples": -1}, "--samples -1"),
+        ({"combine": "mbr", "mbr_profile": "rouge"}, "--mbr_profile rouge: expected one of aistages"),
+        ({"grid": ["beams=1"]}, "--grid beams=1: expected such as num_beams=1,4"),
+        ({"name": "mine"}, "--name mine: there are 2 systems, which have names of their own"),
+        ({"select": "strict"}, "--select needs --compare"),
+        ({"compare": "runs/x"}, "--model, --predictions and --compare: give one of them"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_loaded(flags, message, score, tmp_path):
+    with pytest.raises(InputError, match=message):
+        score(**flags)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_one_candidate_is_nothing_to_choose_from(score, trained):
+    with pytest.raises(InputError, match="--combine mbr: one candidate, so there is nothing to choose from"):
+        score(model=trained[:1], combine="mbr")
+    with pytest.raises(InputError, match="--combine lora_average: expected two models or more"):
+        score(model=trained[:1], combine="lora_average")
+
+
+def test_models_with_other_tokens_cannot_be_averaged(score, trained, tiny_model, tmp_path):
+    other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    tokenizer = models.load_tokenizer(str(other))
+    tokenizer.add_tokens(["새말"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(InputError, match=r"phase1 and .*other have different tokenizers.*Use --combine mbr"):
+        score(model=[trained[0], other], combine="distributions")
+
+
+def test_the_prompt_form_of_the_command_line_holds_for_every_model(score, trained, dialogues):
+    folder = score(combine="distributions", prompt_form="chat")
+    args = (None, PromptArguments(prompt_form="chat"))
+    first, second = (Summarizer.load(str(one), *args) for one in trained)
+    expected = first.summarize(dialogues_in(dialogues), others=[second])
+    assert predictions_in(folder) == [one_line(text) for text in expected]
