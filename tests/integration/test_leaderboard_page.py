@@ -119,6 +119,11 @@ seen.byRouge1 = names();
 press("name");
 seen.byName = names();
 press("rank");
+document.querySelector("#board tr[data-name=halves] .how").open = true;
+await wait();
+press("name");
+seen.opened = {open: all("#board .how[open]").length, text: text("#board tr[data-name=halves] .how dl")};
+press("rank");
 type("filter", "HALV");
 seen.filtered = {
   names: names(), lengths: all("#lengths tbody tr").length, matrix: all("#matrix tbody tr").length,
@@ -185,6 +190,12 @@ def test_a_heading_sorts_and_sorts_back_with_what_is_unknown_last(table):
     assert seen["bySecondsDown"] == {"names": ["halves", "right <i>", "others"], "sort": "descending"}
     assert seen["byRouge1"] == ["right <i>", "halves", "others"]
     assert seen["byName"] == ["halves", "others", "right <i>"]
+
+
+def test_how_a_system_was_made_unfolds_and_stays_so_when_sorted(table):
+    assert table[0]["opened"]["open"] == 1
+    assert "modelsruns/x/phase2" in table[0]["opened"]["text"]
+    assert "num_beams 4" in table[0]["opened"]["text"]
 
 
 def test_the_filter_holds_in_all_sections(table):
