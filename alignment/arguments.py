@@ -25,7 +25,7 @@ WITHOUT_EFFECT = {
     "shuffle_dataset", "truncation_mode",
 }  # fmt: skip
 STAGES = ("sample", "label", "pair", "train", "report")
-SECTIONS = ("reward", "ppo")  # parts of a YAML that are one recipe's own
+SECTIONS = ("reward", "ppo", "search")  # parts of a YAML that are one recipe's own
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 
 
@@ -310,7 +310,7 @@ def parse(
         passed_over: Their fields in the YAML are not read here, `output_dir` included, except those of a class that is
             asked for itself: one file serves the recipes that train and those that use a model.
         section: The recipe's own part of the YAML, where its settings stand; those above it are for fine-tuning, and
-            `SFTArguments` are passed over.
+            `SFTArguments` are passed over, or all but `output_dir` read where a class is made of them.
         argv: The command line without the program, by default `sys.argv[1:]`.
         default_config: Read when neither `--config` nor `--model_name_or_path` is given.
 
@@ -336,7 +336,8 @@ def parse(
     own = sections.get(section or "") or {}
 
     from_yaml: list[str] = []
-    read = {name for cls in classes if any(issubclass(other, cls) for other in passed_over) for name in _fields(cls)}
+    asked_for = [cls for cls in classes if any(issubclass(o, cls) or issubclass(cls, o) for o in passed_over)]
+    read = {name for cls in asked_for for name in _fields(cls)} - ({"output_dir"} if section else set())
     others = {name for cls in passed_over for name in _fields(cls)} - read
     where = dict.fromkeys(own, f"{config}: {section}")
     for key, value in ({key: value for key, value in content.items() if key not in others} | own).items():

@@ -136,9 +136,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Writes JSON beside its place and renames it, so that a killed run never leaves half a file."""
+    """Writes JSON, whole or not at all."""
+    write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes text beside its place and renames it, so that a killed run never leaves half a file."""
     partial = path.with_suffix(f".{os.getpid()}.partial")  # of this process: several may write the same file
-    partial.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

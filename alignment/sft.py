@@ -19,6 +19,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from alignment.arguments import SFTArguments
+from alignment.data import Record
+from alignment.dialogue import encode_example, encode_prompt, end_token_id, instructions_for, prompt_for
 from alignment.generation import Decoding, generate
 from alignment.head import loss_in_head
 from alignment.progress import TrainingProgress
@@ -34,6 +36,46 @@ class HeldOut:
     score: Callable[[list[str], list[list[str]]], float]
     end_token_id: int
     max_new_tokens: int
+
+
+@dataclass
+class Encoded:
+    """The dialogues of a phase in one prompt form, as `make_trainer` takes them."""
+
+    train: list[dict[str, list[int]]]
+    held_out: list[dict[str, list[int]]]
+    summaries: HeldOut
+
+
+def encode(
+    train: list[Record],
+    held_out: list[Record],
+    phase: int,
+    form: str,
+    tokenizer: PreTrainedTokenizerBase,
+    args: SFTArguments,
+    max_new_tokens: int,
+    score: Callable[[list[str], list[list[str]]], float],
+) -> Encoded:
+    """Encodes fitted records for a phase: examples to train on, held-out ones, and the prompts of `rouge_eval_rows`."""
+    which = args.phase2_instructions if phase == 2 else "first"
+    sample = held_out[: args.rouge_eval_rows]
+    prompts = [prompt_for(record, phase, form, tokenizer) for record in sample]
+    return Encoded(
+        train=[
+            encode_example(record, instruction, form, tokenizer)
+            for record in train
+            for instruction in instructions_for(record, phase, which, args.seed)
+        ],
+        held_out=[encode_example(record, instructions_for(record, phase)[0], form, tokenizer) for record in held_out],
+        summaries=HeldOut(
+            prompts=[encode_prompt(prompt, form, tokenizer) for prompt in prompts],
+            references=[list(record.references) for record in sample],
+            score=score,
+            end_token_id=end_token_id(form, tokenizer),
+            max_new_tokens=max_new_tokens,
+        ),
+    )
 
 
 class DialogueSFTTrainer(AdapterCheckpoints, SFTTrainer):
@@ -108,9 +150,7 @@ def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     args: SFTArguments,
-    train_examples: list[dict[str, list[int]]],
-    eval_examples: list[dict[str, list[int]]],
-    held_out: HeldOut,
+    encoded: Encoded,
     description: str,
 ) -> DialogueSFTTrainer:
     """A trainer on examples that are tokenised and fitted already, with progress, early stopping and held-out ROUGE."""
@@ -118,10 +158,10 @@ def make_trainer(
     trainer = DialogueSFTTrainer(
         model=model,
         args=args,
-        train_dataset=Dataset.from_list(train_examples),
-        eval_dataset=Dataset.from_list(eval_examples),
+        train_dataset=Dataset.from_list(encoded.train),
+        eval_dataset=Dataset.from_list(encoded.held_out),
         processing_class=tokenizer,
-        held_out=held_out if held_out.prompts else None,
+        held_out=encoded.summaries if encoded.summaries.prompts else None,
     )
     add_callbacks(trainer, TrainingProgress(description), args.early_stopping_patience)
     return trainer

@@ -19,7 +19,7 @@ from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
 from alignment.errors import InputError
 from alignment.progress import reset_peak_memory
-from alignment.sft import HeldOut, make_trainer
+from alignment.sft import encode, make_trainer
 from reward.rouge import PROFILES, rouge
 
 Split = tuple[list[data.Record], list[data.Record]]  # to train on, held out
@@ -82,32 +82,17 @@ def train_phase(
         run.say(f"Phase {phase}: going on from {current.checkpoint}.")
 
     reset_peak_memory()  # phase 1's model is gone
-    which = args.phase2_instructions if phase == 2 else "first"
-    examples = [
-        dialogue.encode_example(record, instruction, form, tokenizer)
-        for record in train
-        for instruction in dialogue.instructions_for(record, phase, which, args.seed)
-    ]
-    held_out_examples = [
-        dialogue.encode_example(record, dialogue.instructions_for(record, phase)[0], form, tokenizer)
-        for record in held_out
-    ]
-    sample = held_out[: args.rouge_eval_rows]
-    prompts = [dialogue.prompt_for(record, phase, form, tokenizer) for record in sample]
-    summaries = HeldOut(
-        prompts=[dialogue.encode_prompt(prompt, form, tokenizer) for prompt in prompts],
-        references=[list(record.references) for record in sample],
+    encoded = encode(
+        train, held_out, phase, form, tokenizer, args, prompt_args.max_new_tokens,
         score=lambda texts, references: rouge(texts, references, args.rouge_profile).mean,
-        end_token_id=dialogue.end_token_id(form, tokenizer),
-        max_new_tokens=prompt_args.max_new_tokens,
-    )
+    )  # fmt: skip
     phase_args = copy.copy(args)
     phase_args.output_dir = str(folder)
     if phase == 2:
         phase_args.num_train_epochs = args.phase2_epochs
         phase_args.learning_rate = args.phase2_learning_rate or args.learning_rate
     model = models.load_for_training(model_args, start_from=before if phase == 2 else None)
-    trainer = make_trainer(model, tokenizer, phase_args, examples, held_out_examples, summaries, f"Phase {phase}")
+    trainer = make_trainer(model, tokenizer, phase_args, encoded, f"Phase {phase}")
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
     current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)

@@ -1,0 +1,83 @@
+"""Hyper-parameters of phase 1 for a model and data: trials by Optuna, and the best as a YAML for recipes/sft.py.
+
+    accelerate launch recipes/search.py --trials 12
+    accelerate launch recipes/search.py --config recipes/configs/qwen3-4b.yaml --dataset_path my_dialogues.csv
+    accelerate launch recipes/sft.py --config runs/search/best.yaml
+
+Takes the settings of recipes/sft.py, and ranges in place of those that it searches. The same command goes on after a
+stop, and shares the trials when it is started in several shells (one GPU each: CUDA_VISIBLE_DEVICES=1 accelerate ...).
+Results: OUTPUT_DIR/best.yaml and trials.csv, written after each trial; the study is OUTPUT_DIR/study.db.
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from accelerate import PartialState
+
+from alignment import data, dialogue, models, run
+from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
+from alignment.errors import InputError
+from alignment.search_space import DIRECTIONS, SearchArguments, SearchSpace, settings_for_sft, settings_of_study
+from alignment.sft import encode
+from reward.rouge import PROFILES, rouge
+
+
+def main(argv: list[str] | None = None) -> None:
+    if find_spec("optuna") is None:
+        raise InputError("recipes/search.py needs Optuna, which is not installed. Install it: `pip install optuna`.")
+    import optuna
+
+    from alignment.search import Search
+    from alignment.study import Study
+
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # trials are told of here
+    classes = (ModelArguments, DataArguments, PromptArguments, SearchArguments)
+    model_args, data_args, prompt_args, args = parse(
+        classes, argv, default_config=CONFIGS / "embedded.yaml", section="search"
+    )
+    if PartialState().num_processes > 1:
+        raise InputError(
+            "A trial runs in one process. Start the same command once for each GPU, with --num_processes 1 and "
+            "CUDA_VISIBLE_DEVICES: they share the trials."
+        )
+    if args.rouge_profile not in PROFILES:
+        raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
+    start = settings_for_sft(model_args, data_args, prompt_args, args)
+    prompt_args.max_new_tokens = prompt_args.max_new_tokens or 128
+    model_args.load_in_4bit, model_args.load_in_8bit = bool(model_args.load_in_4bit), bool(model_args.load_in_8bit)
+    models.check_trainable(model_args)
+
+    tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
+    with_template = tokenizer.chat_template is not None
+    args.prompt_forms = args.prompt_forms or [form for form in dialogue.FORMS if form != "template" or with_template]
+    for form in args.prompt_forms:
+        dialogue.render("", "", form, tokenizer)  # refuses what this model cannot do
+    space = SearchSpace(args, args.prompt_forms, model_args.use_peft)
+    (train, held_out), rejected = data.load_train_and_eval(data_args)
+
+    output = Path(args.output_dir)
+    run.make_folder(output)
+    facts = {"train": data.summary(train), "held_out": data.summary(held_out)}
+    settings = settings_of_study(model_args, prompt_args, args, facts)
+    study = Study(output, DIRECTIONS[args.objective], settings, args.seed)
+    data.write_rejected(rejected, output / "rejected.jsonl")
+    encoded = {}
+    for form in args.prompt_forms:
+        fit = {"form": form, "tokenizer": tokenizer, "max_tokens": args.max_length, "bad_rows": data_args.bad_rows}
+        (fitted, shortened), (fitted_held_out, more) = (dialogue.fit_records(rows, **fit) for rows in (train, held_out))
+        dialogue.write_shortened(shortened + more, output / f"shortened-{form}.json")
+        encoded[form] = encode(
+            fitted, fitted_held_out, 1, form, tokenizer, args, prompt_args.max_new_tokens,
+            score=lambda texts, references: rouge(texts, references, args.rouge_profile).mean,
+        )  # fmt: skip
+    run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
+    run.say(f"{len(study.finished())} of {args.trials} trials are done: {study.path}.")
+    Search(study, space, encoded, tokenizer, model_args, args, start).run()
+
+
+if __name__ == "__main__":
+    run.launch(main)
