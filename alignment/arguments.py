@@ -23,9 +23,10 @@ WITHOUT_EFFECT = {
     "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_num_proc", "dataset_text_field",
     "eos_token", "eval_packing", "model_init_kwargs", "packing", "pad_token", "padding_free",
     "shuffle_dataset", "truncation_mode",
+    "generation_config", "generation_max_length", "generation_num_beams", "predict_with_generate", "sortish_sampler",
 }  # fmt: skip
 STAGES = ("sample", "label", "pair", "train", "report")
-SECTIONS = ("reward", "ppo", "search")  # parts of a YAML that are one recipe's own
+SECTIONS = ("reward", "ppo", "search", "baseline")  # parts of a YAML that are one recipe's own
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 
 
@@ -156,7 +157,8 @@ class TrainerArguments:
     include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Which tokens to count."})
 
     def __post_init__(self) -> None:
-        theirs: Any = next((cls for cls in type(self).__mro__ if cls.__module__.startswith("trl.")), None)
+        library = ("trl.", "transformers.training_args_seq2seq")
+        theirs: Any = next((cls for cls in type(self).__mro__ if cls.__module__.startswith(library)), None)
         for name in WITHOUT_EFFECT & _fields(theirs) if theirs else ():
             if getattr(self, name) != theirs.__dataclass_fields__[name].default:
                 raise InputError(f"--{name}: has no effect here, where data, prompts and loss are ours. Leave it out.")

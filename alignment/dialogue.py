@@ -13,6 +13,7 @@ from alignment.errors import InputError
 from alignment.run import say, write_json
 
 FORMS = ("instruction", "chat", "template")
+BARE = "dialogue"  # the form of encoder-decoders: what they read is the dialogue, what they write its summary
 
 SYSTEM = {"ko": "당신은 대화를 요약하는 전문가입니다.", "en": "You are an expert at summarising dialogues."}
 # By phase; a model is used with the first instruction of the last phase that it was trained in.
@@ -55,6 +56,8 @@ def render(dialogue: str, instruction: str, form: str, tokenizer: PreTrainedToke
     Raises:
         InputError: An unknown form, or `template` with a tokenizer that has no chat template.
     """
+    if form == BARE:
+        return dialogue
     if form == "instruction":
         return f"### Instruction:\n{instruction}\n\n### Input:\n{dialogue}\n\n### Response:\n"
     system = SYSTEM[language(dialogue)]
@@ -130,7 +133,8 @@ def fit_records(
 
     Args:
         max_tokens: Tokens that prompt and summary may take together.
-        reserved_tokens: Tokens kept for a summary that is yet to be generated; by default the reference's length.
+        reserved_tokens: Tokens kept for a summary that is yet to be generated (0 where a decoder of its own writes
+            it); by default the reference's length.
         bad_rows: `skip` leaves out what does not fit at all.
 
     Raises:
@@ -158,11 +162,13 @@ def fit_records(
             shortened.append(Shortened(record.id, *counts))
         fitted.append(replace(record, dialogue=dialogue))
     if too_long and (bad_rows == "error" or not fitted):
-        cure = "or lower --max_new_tokens" if reserved_tokens else "raise --max_length (up to the model's context)"
+        cure = "train with a higher --max_length (up to the model's context)"
+        cure = "or lower --max_new_tokens" if reserved_tokens else cure
         cure += ", or go on without it: --bad_rows skip" if not reserved_tokens and bad_rows == "error" else ""
+        room = "" if form == BARE else ", with room for the summary,"
         more = f" and {len(too_long) - 10} more" if len(too_long) > 10 else ""
         raise InputError(
-            f"Dialogue {', '.join(too_long[:10])}{more}: the first turn, with room for the summary, is longer than the "
+            f"Dialogue {', '.join(too_long[:10])}{more}: the first turn{room} is longer than the "
             f"{max_tokens} tokens that fit. Split the turn, {cure}."
         )
     return fitted, shortened

@@ -139,14 +139,16 @@ class _Reader:
         return output.logits[:, -1].float()
 
 
-def check_same_tokens(tokenizers: dict[str, models.Tokenizer]) -> None:
-    """Holds that models, by name, write in the same tokens.
+def check_alike(members: dict[str, tuple[PreTrainedModel, models.Tokenizer]]) -> None:
+    """Holds that models, by name, are decoders that write in the same tokens.
 
     Raises:
-        InputError: Their tokenizers differ.
+        InputError: They are not.
     """
-    (first, one), *others = tokenizers.items()
-    for name, other in others:
+    (first, (_, one)), *_ = members.items()
+    for name, (model, other) in members.items():
+        if model.config.is_encoder_decoder:
+            raise InputError(f"--combine distributions: {name} is an encoder-decoder, and only decoders mix. Use mbr.")
         if other.get_vocab() != one.get_vocab() or other.eos_token_id != one.eos_token_id:
             raise InputError(
                 f"--combine distributions: {first} and {name} have different tokenizers ({len(one)} and {len(other)} "

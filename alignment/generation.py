@@ -3,9 +3,10 @@
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 from accelerate import PartialState
@@ -23,16 +24,26 @@ SHORTEST_LIMIT = 16  # tokens; no dialogue is so short that its summary needs fe
 
 @dataclass
 class Decoding:
-    """How tokens are chosen: greedy by default, sampling at a temperature, or beams."""
+    """How tokens are chosen: greedy by default, sampling at a temperature, or beams.
+
+    What is None is as the model was trained, where it is an encoder-decoder (`for_model`).
+    """
 
     do_sample: bool = field(default=False, metadata={"help": "Sample instead of taking the likeliest token."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling."})
     top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens that hold this probability."})
-    num_beams: int = field(default=1, metadata={"help": "Beams; 1 for none."})
-    length_penalty: float = field(default=1.0, metadata={"help": "Above 1 beams favour longer summaries."})
-    no_repeat_ngram_size: int = field(
-        default=0,
-        metadata={"help": "Forbid n-grams of this size to come twice in dialogue and summary together; 0: no."},
+    num_beams: int | None = field(
+        default=None, metadata={"help": "Beams; by default those of an encoder-decoder's training, or else 1: none."}
+    )
+    length_penalty: float | None = field(
+        default=None, metadata={"help": "Above 1 beams favour longer summaries; by default as trained, or else 1."}
+    )
+    no_repeat_ngram_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Forbid n-grams of this size to come twice in the summary (in dialogue and summary together where "
+            "one model reads and writes both, a decoder); 0: no. By default as an encoder-decoder was trained, or else 0."
+        },
     )
     max_new_tokens_ratio: float = field(
         default=0.0,
@@ -42,7 +53,7 @@ class Decoding:
     seed: int = field(default=42, metadata={"help": "Seed of sampling."})
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.num_beams < 1:
+        if self.batch_size < 1 or (self.num_beams is not None and self.num_beams < 1):
             raise InputError(f"--batch_size {self.batch_size}, --num_beams {self.num_beams}: expected 1 or more.")
         if self.max_new_tokens_ratio < 0:
             raise InputError(
@@ -56,10 +67,13 @@ def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]
     Raises:
         InputError: An option that `Decoding` does not have, or a value of another type.
     """
+    hints = get_type_hints(Decoding)
+    kinds = {
+        name: next(one for one in get_args(kind) or (kind,) if one is not NoneType) for name, kind in hints.items()
+    }
     values: dict[str, list[Any]] = {}
     for option in options:
         name, _, listed = option.partition("=")
-        kinds = {one.name: type(one.default) for one in fields(Decoding)}
         if name not in kinds or name in ("batch_size", "seed"):
             raise InputError(f"--grid {option}: expected such as num_beams=1,4, of {', '.join(kinds)}.")
         try:
@@ -74,6 +88,18 @@ def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]
             changes.pop("length_penalty", None)
         grid["-".join(f"{name}={value}" for name, value in changes.items())] = replace(decoding, **changes)
     return grid
+
+    def for_model(self, model: PreTrainedModel) -> "Decoding":
+        """This decoding with nothing left open: an encoder-decoder's own comes from its generation_config.json.
+
+        Its beams are not taken where it is to sample.
+        """
+        filled = {"num_beams": 1, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
+        for name, value in filled.items():
+            own = getattr(model.generation_config, name) if model.config.is_encoder_decoder else None
+            own = None if self.do_sample and name == "num_beams" else own
+            filled[name] = next(one for one in (getattr(self, name), own, value) if one is not None)
+        return replace(self, **filled)
 
 
 def generate(
@@ -92,7 +118,8 @@ def generate(
     """Generates one text for each prompt, cut at the end token; several processes share the prompts.
 
     Args:
-        prompts: Token ids of each prompt (P tokens, unpadded); batches are padded on the left.
+        prompts: Token ids of each prompt (P tokens, unpadded); batches are padded on the left, an encoder's on the
+            right.
         max_new_tokens: Longest completion (C tokens).
         description: Shown with a progress bar, or None for none.
         on_text: Called with the index of a prompt and its text as soon as it is there, in the process that made it.
@@ -102,12 +129,14 @@ def generate(
     Returns:
         The texts in the order of the prompts, without special tokens and outer spaces.
     """
-    decoding = decoding or Decoding()
+    encoder_decoder = model.config.is_encoder_decoder
+    decoding = (decoding or Decoding()).for_model(model)
     # top_k 0: neither filter nor sort the vocabulary, which on small models costs more than the layers do.
     sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.do_sample else {}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        min_new_tokens=1,  # an end token at once would be an empty summary
+        # An end token at once would be an empty summary; the language code that mBART's begin with is none yet.
+        min_new_tokens=1 if not encoder_decoder or model.generation_config.forced_bos_token_id is None else 2,
         do_sample=decoding.do_sample,
         num_beams=decoding.num_beams,
         length_penalty=decoding.length_penalty,
@@ -130,21 +159,23 @@ def generate(
             rows = order[start : start + decoding.batch_size]
             if decoding.do_sample:  # its own noise for each batch: of each process, and after a resume
                 torch.manual_seed(random.Random(f"{decoding} {len(prompts)} {rows}").getrandbits(63))
+            side = "right" if encoder_decoder else "left"
             batch, *further = (
-                tokenizer.pad({"input_ids": [own[i] for i in rows]}, padding_side="left", return_tensors="pt").to(
-                    device
+                tokenizer.pad({"input_ids": [own[i] for i in rows]}, padding_side=side, return_tensors="pt").to(
+                    model.device
                 )
-                for own, device in ((prompts, model.device), *((other.prompts, other.model.device) for other in others))
+                for own in (prompts, *(other.prompts for other in others))
             )
+            before = 1 if encoder_decoder else batch.input_ids.shape[1]  # the decoder's start token, or the prompt
             processors: list[LogitsProcessor] = []
             if others:
                 members = [other.model for other in others]
-                processors.append(AveragedDistributions(members, further, weights, batch.input_ids.shape[1]))
+                processors.append(AveragedDistributions(members, further, weights, before))
             if decoding.max_new_tokens_ratio:
                 most = [max(SHORTEST_LIMIT, math.ceil(decoding.max_new_tokens_ratio * len(prompts[i]))) for i in rows]
-                processors.append(EndAtLimit(most, end_token_id, batch.input_ids.shape[1]))
+                processors.append(EndAtLimit(most, end_token_id, before))
             output = model.generate(**batch, generation_config=config, logits_processor=processors)
-            for i, completion in zip(rows, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):  # B x C
+            for i, completion in zip(rows, output[:, before:].tolist(), strict=True):  # B x C
                 ids = completion[: completion.index(end_token_id)] if end_token_id in completion else completion
                 texts.append((i, tokenizer.decode(ids, skip_special_tokens=True).strip()))
                 if on_text:

@@ -24,12 +24,16 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.utils import cached_file
 
 from alignment import embedded
 from alignment.arguments import ModelArguments
@@ -86,20 +90,26 @@ def quantization(config: ModelArguments, dtype: torch.dtype) -> BitsAndBytesConf
 
 
 def load_tokenizer(name_or_path: str, revision: str = "main") -> PreTrainedTokenizerBase:
-    """The tokenizer, padding on the left, with an end token that the model knows and a pad token.
+    """The tokenizer, padding on the left (an encoder's on the right), with an end token that the model knows and a pad.
 
     A tokenizer that names no end token of its own (kogpt's) gets none, or one beyond the model's vocabulary: then the
     one in the model's config is taken.
     """
     name = resolve(name_or_path)
+    # Beside an adapter lies the tokenizer that this function returned before training.
+    config = config_of(name, revision) if base_of(name) is None else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-        if base_of(name) is None:  # beside an adapter lies the tokenizer that this function returned before training
-            config = AutoConfig.from_pretrained(name, revision=revision).get_text_config()
+        if config is not None and config.is_encoder_decoder:
+            tokenizer = _tokenizer_as_written(name, revision)
+            if tokenizer.pad_token_id is None and isinstance(config.pad_token_id, int):
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+        if config is not None:
             known = tokenizer.eos_token_id is not None and tokenizer.eos_token_id < config.vocab_size
             if not known and isinstance(config.eos_token_id, int):
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise _not_loaded(name_or_path, error) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{name_or_path}: its tokenizer has no end token (eos_token), which ends each summary.")
@@ -108,13 +118,52 @@ def load_tokenizer(name_or_path: str, revision: str = "main") -> PreTrainedToken
     return tokenizer
 
 
-def context_tokens(name_or_path: str, revision: str = "main") -> int | None:
-    """The most tokens that the model takes, prompt and summary together, or None where its config does not say."""
+def _tokenizer_as_written(name: str, revision: str) -> PreTrainedTokenizerFast:
+    """The tokenizer that tokenizer.json describes, where there is one, and nothing else.
+
+    transformers 5.23 rebuilds the tokenizers of some types of model and reads from that file the vocabulary alone: for
+    KoBART, whose type is BART, that is a byte-level tokenizer that loses every Korean letter.
+    """
+    options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if cached_file(name, "tokenizer.json", revision=revision, **options):
+        return PreTrainedTokenizerFast.from_pretrained(name, revision=revision, padding_side="right")
+    made = AutoTokenizer.from_pretrained(name, revision=revision)  # from a SentencePiece file (mT5, mBART)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made.backend_tokenizer, padding_side="right", **made.special_tokens_map
+    )
+
+
+def config_of(name_or_path: str, revision: str = "main") -> PreTrainedConfig:
+    """The config of a model's text part, from its folder or the Hub."""
     try:
-        config = AutoConfig.from_pretrained(resolve(name_or_path), revision=revision)
+        return AutoConfig.from_pretrained(resolve(name_or_path), revision=revision).get_text_config()
     except (OSError, ValueError) as error:
         raise _not_loaded(name_or_path, error) from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_architecture(name_or_path: str, revision: str = "main", encoder_decoder: bool = False) -> None:
+    """Holds that a model is a decoder, or that it is an encoder-decoder.
+
+    Raises:
+        InputError: It is the other.
+    """
+    if config_of(name_or_path, revision).is_encoder_decoder == encoder_decoder:
+        return
+    kinds = ("an encoder-decoder", "a decoder alone", "sft.py") if encoder_decoder else (
+        "a decoder alone", "an encoder-decoder", "baseline.py"
+    )  # fmt: skip
+    raise InputError(
+        f"--model_name_or_path {name_or_path}: {kinds[1]}, where {kinds[0]} is expected. "
+        f"Train it with recipes/{kinds[2]}."
+    )
+
+
+def context_tokens(name_or_path: str, revision: str = "main") -> int | None:
+    """The most tokens that the model takes, prompt and summary together, or None where its config does not say.
+
+    Of an encoder-decoder: that its encoder takes, and its decoder.
+    """
+    return getattr(config_of(name_or_path, revision), "max_position_embeddings", None)
 
 
 def check_length(max_length: int | None, name_or_path: str, revision: str = "main") -> None:
@@ -129,7 +178,7 @@ def check_length(max_length: int | None, name_or_path: str, revision: str = "mai
 
 
 def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedModel:
-    """The base model in its type and quantisation, on this process's device.
+    """The base model, decoder or encoder-decoder, in its type and quantisation, on this process's device.
 
     Args:
         scalar_head: With a head `score` that gives one number for a text, instead of the vocabulary head.
@@ -147,6 +196,8 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
     if (base := base_of(name)) is not None:
         raise InputError(f"{name}: an adapter for {base}, where a whole model is expected. Name {base} instead.")
     auto_class = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
+    if not scalar_head and config_of(name, config.model_revision).is_encoder_decoder:
+        auto_class = AutoModelForSeq2SeqLM
     try:
         return auto_class.from_pretrained(
             name,
@@ -165,7 +216,8 @@ def _not_loaded(name: str, error: Exception) -> InputError:
     first_line = str(error).strip().splitlines()[0]
     return InputError(
         f"The model {name} cannot be loaded: {first_line} "
-        "Check the name, log in with `hf auth login` if it is gated, or download it and give the folder."
+        "Check the name, log in with `hf auth login` if it is gated, or download it where there is a connection "
+        f"(`hf download {name} --local-dir FOLDER`) and give the folder."
     )
 
 

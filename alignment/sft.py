@@ -37,6 +37,18 @@ class HeldOut:
     end_token_id: int
     max_new_tokens: int
 
+    def rouge(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> float:
+        """The score of the summaries that the model writes for them now."""
+        texts = generate(
+            model,
+            tokenizer,
+            self.prompts,
+            end_token_id=self.end_token_id,
+            max_new_tokens=self.max_new_tokens,
+            decoding=Decoding(batch_size=batch_size),
+        )
+        return self.score(texts, self.references)
+
 
 @dataclass
 class Encoded:
@@ -129,15 +141,8 @@ class DialogueSFTTrainer(AdapterCheckpoints, SFTTrainer):
         """Held-out loss and, where there are held-out dialogues, `eval_rouge` of the summaries written for them."""
         output = super().evaluation_loop(*args, **kwargs)
         if self.held_out is not None:
-            texts = generate(
-                self.accelerator.unwrap_model(self.model),
-                self.processing_class,
-                self.held_out.prompts,
-                end_token_id=self.held_out.end_token_id,
-                max_new_tokens=self.held_out.max_new_tokens,
-                decoding=Decoding(batch_size=self.args.per_device_eval_batch_size),
-            )
-            output.metrics["eval_rouge"] = self.held_out.score(texts, self.held_out.references)
+            model, batch_size = self.accelerator.unwrap_model(self.model), self.args.per_device_eval_batch_size
+            output.metrics["eval_rouge"] = self.held_out.rouge(model, self.processing_class, batch_size)
         return output
 
 

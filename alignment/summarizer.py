@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment import dialogue
 from alignment.arguments import ModelArguments, PromptArguments
 from alignment.data import Record
-from alignment.ensemble import Member, check_same_tokens, load_average, shares
+from alignment.ensemble import Member, check_alike, load_average, shares
 from alignment.generation import Decoding, generate
 from alignment.journal import Journal
 from alignment.models import as_trained, load_for_use, weights_of
@@ -32,9 +32,12 @@ class Summarizer:
         phase: int = 1,
         max_new_tokens: int = 128,
         origin: dict[str, Any] | None = None,
+        source_prefix: str = "",
+        max_length: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.form, self.phase = model, tokenizer, form, phase
         self.max_new_tokens, self.origin = max_new_tokens, origin or {}
+        self.source_prefix, self.max_length = source_prefix, max_length
 
     @classmethod
     def load(
@@ -45,8 +48,8 @@ class Summarizer:
     ) -> "Summarizer":
         """Loads a model as it was trained, which its manifest says, in whatever the arguments leave open.
 
-        That is quantisation, type, revision, prompt form and length of a summary. The result's `origin` says what was
-        loaded, and how.
+        That is quantisation, type, revision, prompt form, length of a summary, and what an encoder reads. The result's
+        `origin` says what was loaded, and how.
         """
         return cls._as_trained(name_or_path, model_args, prompt_args, lambda config: load_for_use(name_or_path, config))
 
@@ -82,10 +85,13 @@ class Summarizer:
         trained = manifest.get("settings", {})
         model_args = as_trained(model_args or ModelArguments(), trained)
         model, tokenizer = load(model_args)
-        form = prompt_args.prompt_form or manifest.get("prompt_form", "instruction")
+        encoder_decoder = model.config.is_encoder_decoder
+        usual = dialogue.BARE if encoder_decoder else "instruction"
+        form = prompt_args.prompt_form or manifest.get("prompt_form", usual)
         most = prompt_args.max_new_tokens or trained.get("max_new_tokens") or 128
         origin = {"model": name_or_path, "weights": weights_of(path), "use": asdict(model_args)}
-        return cls(model, tokenizer, form, manifest.get("phase", 1), most, origin)
+        read = (trained.get("source_prefix", ""), trained.get("max_length")) if encoder_decoder else ("", None)
+        return cls(model, tokenizer, form, manifest.get("phase", 1), most, origin, *read)
 
     def journal(
         self,
@@ -99,7 +105,7 @@ class Summarizer:
         facts = self.origin | {
             "dialogues": hashlib.sha256("\0".join(dialogues).encode()).hexdigest(),
             "prompt": [self.form, self.phase, self.max_new_tokens],
-            "decoding": asdict(replace(decoding or Decoding(), batch_size=1)),
+            "decoding": asdict(replace((decoding or Decoding()).for_model(self.model), batch_size=1)),
         }
         if others:
             facts |= {"others": [[one.origin, one.form, one.phase] for one in others], "shares": weights}
@@ -107,10 +113,12 @@ class Summarizer:
 
     def prompts(self, dialogues: list[str]) -> list[list[int]]:
         """The token ids of each dialogue's prompt; dialogues beyond the model's context lose whole turns."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        records = [Record(f"no. {i}", text, ()) for i, text in enumerate(dialogues, 1)]
+        config = self.model.config.get_text_config()
+        context = self.max_length or getattr(config, "max_position_embeddings", None)
+        reserved = 0 if config.is_encoder_decoder else self.max_new_tokens
+        records = [Record(f"no. {i}", self.source_prefix + text, ()) for i, text in enumerate(dialogues, 1)]
         if context:
-            records, shortened = dialogue.fit_records(records, self.form, self.tokenizer, context, self.max_new_tokens)
+            records, shortened = dialogue.fit_records(records, self.form, self.tokenizer, context, reserved)
             if shortened:
                 say(f"{len(shortened)} dialogues were shortened by whole turns to fit {context} tokens.")
         texts = [dialogue.prompt_for(record, self.phase, self.form, self.tokenizer) for record in records]
@@ -128,6 +136,7 @@ class Summarizer:
         """One summary for each dialogue, in order.
 
         Args:
+            decoding: By default greedy, or as an encoder-decoder was trained.
             description: Shown with a progress bar, or None for none.
             journal: Texts in it are not made again, and new ones are written to it as they come.
             others: Models of the same tokens, whose next-token distributions are averaged with this one's.
@@ -136,7 +145,8 @@ class Summarizer:
         Raises:
             InputError: A turn alone is beyond the context, or the others have another tokenizer.
         """
-        check_same_tokens({str(one.origin.get("model")): one.tokenizer for one in (self, *others)})
+        if others:
+            check_alike({str(one.origin.get("model")): (one.model, one.tokenizer) for one in (self, *others)})
         done = journal.done if journal else {}
         missing = [i for i in range(len(dialogues)) if i not in done]
         prompts, *further = ([own[i] for i in missing] for own in (one.prompts(dialogues) for one in (self, *others)))

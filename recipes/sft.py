@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     run.make_folder(output)
 
+    models.check_architecture(model_args.model_name_or_path, model_args.model_revision)
     tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     (train, held_out), rejected = data.load_train_and_eval(data_args)

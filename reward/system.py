@@ -56,7 +56,8 @@ class SystemArguments:
         default=None, metadata={"help": "Of best_of_n: the output folder of recipes/reward.py."}
     )
     postprocess: list[str] = field(
-        default_factory=list, metadata={"help": "Rules that mend the form of summaries: all, none, or names; by default none."}
+        default_factory=list,
+        metadata={"help": "Rules that mend the form of summaries: all, none, or names; by default none."},
     )
 
     def __post_init__(self) -> None:

@@ -2,13 +2,23 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MBartConfig,
+    MT5Config,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
 
 DIALOGUES = Path(__file__).parents[1] / "alignment" / "dialogues" / "ko"
 
@@ -40,6 +50,83 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrai
     LlamaForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+BART_SIZE = {
+    "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": 1026,
+}  # fmt: skip
+T5_SIZE = {
+    "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu",
+    "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def _turns() -> list[str]:
+    lines = (DIALOGUES / "train.jsonl").read_text("utf-8").splitlines()
+    return [turn for line in lines for turn in json.loads(line)["dialogue"].split("\n")]
+
+
+def _like_kobart(folder: Path) -> object:
+    """BPE on words that begin with a mark, and nothing in its folder but the type of the model to go by."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    trainer = trainers.BpeTrainer(vocab_size=1500, special_tokens=list(special.values()))
+    tokenizer.train_from_iterator(_turns(), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    ids = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 3, "decoder_start_token_id": 1}
+    return BartConfig(vocab_size=tokenizer.get_vocab_size(), **ids, forced_eos_token_id=1, **BART_SIZE)
+
+
+def _like_pko_t5(folder: Path) -> object:
+    """Byte-level BPE under the name of T5's tokenizer, which is a Unigram model."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=list(special.values()), initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(_turns(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(special | {"tokenizer_class": "T5Tokenizer"}))
+    return T5Config(vocab_size=1024, **T5_SIZE)
+
+
+def _like_mt5(folder: Path) -> object:
+    """A SentencePiece file alone."""
+    options = {"vocab_size": 1500, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_turns()), model_prefix=str(folder / "spiece"), **options
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+    return MT5Config(vocab_size=1600, **T5_SIZE)
+
+
+def _like_mbart(folder: Path) -> object:
+    """A SentencePiece file alone, with language codes behind its tokens."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_turns()), model_prefix=str(folder / "sentencepiece.bpe"), vocab_size=1500, minloglevel=2
+    )
+    return MBartConfig(vocab_size=1554, tokenizer_class="MBart50Tokenizer", **BART_SIZE)
+
+
+@pytest.fixture(scope="session")
+def tiny_seq2seq(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a random encoder-decoder (fp32) for bart, t5, mt5 or mbart, laid out as the real one on the Hub."""
+    makers = {"bart": _like_kobart, "t5": _like_pko_t5, "mt5": _like_mt5, "mbart": _like_mbart}
+
+    @cache
+    def make(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("tiny") / kind
+        folder.mkdir()
+        config = makers[kind](folder)
+        torch.manual_seed(0)
+        AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

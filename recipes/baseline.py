@@ -1,0 +1,98 @@
+"""The baseline: an encoder-decoder (KoBART, T5, mT5, pko-t5, mBART-50) on the same dialogues and the same metric.
+
+    accelerate launch recipes/baseline.py
+    accelerate launch recipes/baseline.py --config recipes/configs/pko-t5.yaml --dataset_path my_dialogues.csv
+    accelerate launch recipes/evaluate.py --model runs/baseline runs/sft/phase2 --dataset_path dev.csv
+
+Trains every weight. Without arguments it takes KoBART and the embedded dialogues. OUTPUT_DIR is the model's folder, and
+it summarises with the decoding that it was trained for: four beams, no two words twice.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from alignment import data, dialogue, models, run
+from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
+from alignment.errors import InputError
+from alignment.seq2seq import (
+    BaselineArguments,
+    encode_examples,
+    make_trainer,
+    set_up_model,
+    set_up_tokenizer,
+    whole_weights,
+)
+from alignment.sft import HeldOut
+from reward.rouge import PROFILES, rouge
+
+
+def main(argv: list[str] | None = None) -> None:
+    classes = (ModelArguments, DataArguments, BaselineArguments)
+    own = {
+        "passed_over": (PromptArguments,),
+        "section": "baseline",
+    }  # there is no prompt: the encoder reads the dialogue
+    model_args, data_args, args = parse(classes, argv, CONFIGS / "kobart.yaml", **own)
+    if args.rouge_profile not in PROFILES:
+        raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
+    name = (model_args.model_name_or_path, model_args.model_revision)
+    models.check_architecture(*name, encoder_decoder=True)
+    model_args = whole_weights(model_args)
+    models.check_length(args.max_length, *name)
+    context, model_type = models.context_tokens(*name), models.config_of(*name).model_type
+    if context and args.max_new_tokens > context:
+        raise InputError(f"--max_new_tokens {args.max_new_tokens}: expected at most {context}, the decoder's context.")
+    run.make_folder(Path(args.output_dir))
+
+    (train, held_out), rejected = data.load_train_and_eval(data_args)
+    language = dialogue.language(train[0].dialogue)
+    tokenizer = models.load_tokenizer(*name)
+    tokenizer = set_up_tokenizer(tokenizer, model_type, language, args.special_tokens)
+    fit = {"form": dialogue.BARE, "tokenizer": tokenizer, "max_tokens": args.max_length, "reserved_tokens": 0}
+    prefixed = [[replace(r, dialogue=args.source_prefix + r.dialogue) for r in split] for split in (train, held_out)]
+    train, shortened = dialogue.fit_records(prefixed[0], bad_rows=data_args.bad_rows, **fit)
+    held_out, more = dialogue.fit_records(prefixed[1], bad_rows=data_args.bad_rows, **fit)
+    examples, held_out_examples = (encode_examples(split, tokenizer, context) for split in (train, held_out))
+    run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
+    longer = sum(len(example["labels"]) > args.max_new_tokens for example in examples)
+    if longer:
+        run.say(f"{longer} summaries are longer than it will write: --max_new_tokens {args.max_new_tokens}.")
+
+    settings = run.settings_of(model_args, args)
+    facts = {
+        "prompt_form": dialogue.BARE,
+        "language": language,
+        "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
+    }
+    output = Path(args.output_dir)
+    current = run.Run.start(output, settings, facts, args.overwrite_output_dir, args.resume_from_checkpoint)
+    if current.finished:
+        run.say(f"Baseline: already done, {output}.")
+        return
+    if current.checkpoint:
+        run.say(f"Baseline: going on from {current.checkpoint}.")
+    data.write_rejected(rejected, output / "rejected.jsonl")
+    dialogue.write_shortened(shortened + more, output / "shortened.json")
+
+    model = models.load_for_training(model_args)
+    set_up_model(model, tokenizer, args)
+    sample = held_out[: args.rouge_eval_rows]
+    summaries = HeldOut(
+        prompts=[example["input_ids"] for example in held_out_examples[: args.rouge_eval_rows]],
+        references=[list(record.references) for record in sample],
+        score=lambda texts, references: rouge(texts, references, args.rouge_profile).mean,
+        end_token_id=tokenizer.eos_token_id,
+        max_new_tokens=args.max_new_tokens,
+    )
+    trainer = make_trainer(model, tokenizer, args, examples, held_out_examples, summaries)
+    trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
+    trainer.save_model()
+    current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)
+    run.say(f"Baseline: done in {current.manifest['seconds'] / 60:.1f} min, {output}.")
+
+
+if __name__ == "__main__":
+    run.launch(main)
