@@ -42,7 +42,7 @@ class Decoding:
         default=None,
         metadata={
             "help": "Forbid n-grams of this size to come twice in the summary (in dialogue and summary together where "
-            "one model reads and writes both, a decoder); 0: no. By default as an encoder-decoder was trained, or else 0."
+            "one model reads and writes both); 0: no. By default as an encoder-decoder was trained, or else 0."
         },
     )
     max_new_tokens_ratio: float = field(
@@ -59,6 +59,18 @@ class Decoding:
             raise InputError(
                 f"--max_new_tokens_ratio {self.max_new_tokens_ratio}: expected a share, or 0 for no limit."
             )
+
+    def for_model(self, model: PreTrainedModel) -> "Decoding":
+        """This decoding with nothing left open: an encoder-decoder's own comes from its generation_config.json.
+
+        Its beams are not taken where it is to sample.
+        """
+        filled: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
+        for name, value in filled.items():
+            own = getattr(model.generation_config, name) if model.config.is_encoder_decoder else None
+            own = None if self.do_sample and name == "num_beams" else own
+            filled[name] = next(one for one in (getattr(self, name), own, value) if one is not None)
+        return replace(self, **filled)
 
 
 def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]:
@@ -88,18 +100,6 @@ def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]
             changes.pop("length_penalty", None)
         grid["-".join(f"{name}={value}" for name, value in changes.items())] = replace(decoding, **changes)
     return grid
-
-    def for_model(self, model: PreTrainedModel) -> "Decoding":
-        """This decoding with nothing left open: an encoder-decoder's own comes from its generation_config.json.
-
-        Its beams are not taken where it is to sample.
-        """
-        filled = {"num_beams": 1, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
-        for name, value in filled.items():
-            own = getattr(model.generation_config, name) if model.config.is_encoder_decoder else None
-            own = None if self.do_sample and name == "num_beams" else own
-            filled[name] = next(one for one in (getattr(self, name), own, value) if one is not None)
-        return replace(self, **filled)
 
 
 def generate(

@@ -211,7 +211,7 @@ def test_at_the_limit_the_end_keeps_its_score_and_nothing_else_is_left():
 def test_a_grid_has_every_combination_that_differs():
     grid = decoding_grid(["num_beams=1,4", "length_penalty=0.6,1.4"], Decoding(batch_size=3))
     assert {name: (one.num_beams, one.length_penalty) for name, one in grid.items()} == {
-        "num_beams=1": (1, 1.0),  # without beams the penalty has no effect
+        "num_beams=1": (1, None),  # without beams the penalty has no effect
         "num_beams=4-length_penalty=0.6": (4, 0.6),
         "num_beams=4-length_penalty=1.4": (4, 1.4),
     }
