@@ -14,7 +14,8 @@ import json
 import math
 import shlex
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import optuna
 import yaml
@@ -46,8 +47,8 @@ IMPORTANCE_QUANTILE, IMPORTANCE_TRIALS = 0.25, 12
 class TrialCallback(TrainerCallback):
     """Ends a trial whose loss is no number any more, and says where others may be compared with it."""
 
-    def __init__(self, trial: optuna.Trial) -> None:
-        self.trial = trial
+    def __init__(self, trial: optuna.Trial, prune: Callable[[], NoReturn]) -> None:
+        self.trial, self.prune = trial, prune
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Leaves to the pruner the steps between which it may judge."""
@@ -56,7 +57,7 @@ class TrialCallback(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Looks at the loss of the last steps."""
         if not math.isfinite(kwargs["logs"].get("loss", 0.0)):
-            raise optuna.TrialPruned
+            self.prune()
 
 
 class Search:
@@ -115,8 +116,8 @@ class Search:
                     backend="optuna",
                     **self.study.arguments(),
                 )
-            except ValueError as error:
-                if "No trials are completed yet" not in str(error):  # all were pruned so far
+            except ValueError:  # it looks for the best trial, and finds none where all were pruned so far
+                if self.trial is None or self.study.optuna.trials[self.trial].state != TrialState.PRUNED:
                     raise
             except KeyboardInterrupt:
                 if self.trial is not None:
@@ -146,7 +147,7 @@ class Search:
         for kind in (TrainingProgress, TrialCallback, EarlyStoppingCallback):
             trainer.remove_callback(kind)
         trainer.add_callback(made.pop_callback(TrainingProgress))
-        trainer.add_callback(TrialCallback(trial))
+        trainer.add_callback(TrialCallback(trial, self._prune))
         if self.keep_best:
             trainer.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         return made.model
@@ -168,11 +169,16 @@ class Search:
         """The score of the model that a run would have by now: of its best evaluation, or of this one."""
         score = float(metrics[self.args.objective])
         if not math.isfinite(score):
-            raise optuna.TrialPruned
+            self._prune()
         before = self.trainer.state.best_metric
         if not self.keep_best or before is None:
             return score
         return max(score, before) if self.args.greater_is_better else min(score, before)
+
+    def _prune(self) -> NoReturn:
+        trainer = self.trainer
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # closes the bar
+        raise optuna.TrialPruned
 
     def _tell_of_trial(self) -> None:
         """What a trial came to, the best so far, and the time left; and the results are written."""

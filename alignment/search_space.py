@@ -1,6 +1,7 @@
 """What a hyper-parameter search is told, and what its trials try: ranges in place of settings of recipes/sft.py."""
 
 import math
+import sys
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -57,10 +58,10 @@ class SearchArguments(SFTArguments):
         if self.objective == "eval_rouge" and self.rouge_eval_rows < 1:
             raise InputError("--objective eval_rouge: needs --rouge_eval_rows of 1 or more.")
         _check_range("learning_rate_range", self.learning_rate_range, math.ulp(0), 1, "above 0 and at most 1")
-        _check_range("lora_r_range", self.lora_r_range, 1, math.inf, "1 or more")
-        _check_range("lora_alpha_ratio_range", self.lora_alpha_ratio_range, math.ulp(0), math.inf, "above 0")
+        _check_range("lora_r_range", self.lora_r_range, 1, sys.float_info.max, "1 or more")
+        _check_range("lora_alpha_ratio_range", self.lora_alpha_ratio_range, math.ulp(0), sys.float_info.max, "above 0")
         _check_range("lora_dropout_range", self.lora_dropout_range, 0, 1 - 1e-9, "from 0 to below 1")
-        _check_range("num_train_epochs_range", self.num_train_epochs_range, math.ulp(0), math.inf, "above 0")
+        _check_range("num_train_epochs_range", self.num_train_epochs_range, math.ulp(0), sys.float_info.max, "above 0")
         if len(self.num_train_epochs_range) == 2 and any(epochs % 1 for epochs in self.num_train_epochs_range):
             raise InputError(f"--num_train_epochs_range {_shown(self.num_train_epochs_range)}: expected whole numbers.")
         if self.max_steps > 0:

@@ -76,9 +76,8 @@ class Study:
         self._alive = FileLock(self._lock_of(self._process))
         with self.locked(), self.storage_errors():
             self._check_file()
-            self.storage = optuna.storages.RDBStorage(
-                f"sqlite:///{self.path.resolve()}", engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}}
-            )
+            # Not by the path in the URL, where ? and { in a folder's name would mean something else.
+            self.storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": self._connect})
             self.optuna = optuna.create_study(direction=direction, **self.arguments())  # type: ignore[arg-type]
             self._check_settings(json.loads(json.dumps(settings)))
 
@@ -98,6 +97,9 @@ class Study:
             "pruner": MedianAtSameEvaluation(),
         }
 
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=LOCK_SECONDS, check_same_thread=False)
+
     def _check_file(self) -> None:
         if not self.path.exists():
             own = ("study.", ".")  # the locks, and another process's probe of the folder
@@ -105,7 +107,7 @@ class Study:
             if foreign:
                 raise InputError(f"{self.folder}: holds {foreign[0]}, but no study. Choose another --output_dir.")
             return
-        database = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=LOCK_SECONDS)
+        database = self._connect()
         try:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
         finally:
