@@ -26,6 +26,7 @@ WITHOUT_EFFECT = {
     "generation_config", "generation_max_length", "generation_num_beams", "predict_with_generate", "sortish_sampler",
 }  # fmt: skip
 STAGES = ("sample", "label", "pair", "train", "report")
+FORMS = ("instruction", "chat", "template")  # of prompts
 SECTIONS = ("reward", "ppo", "search", "baseline")  # parts of a YAML that are one recipe's own
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 
@@ -91,6 +92,8 @@ class PromptArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.prompt_form not in (None, *FORMS):
+            raise InputError(f"--prompt_form {self.prompt_form}: expected one of {', '.join(FORMS)}.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InputError(f"--max_new_tokens {self.max_new_tokens}: expected 1 or more.")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from alignment.arguments import FORMS
 from alignment.data import Record
 from alignment.errors import InputError
 from alignment.run import say, write_json
 
-FORMS = ("instruction", "chat", "template")
 BARE = "dialogue"  # the form of encoder-decoders: what they read is the dialogue, what they write its summary
 
 SYSTEM = {"ko": "당신은 대화를 요약하는 전문가입니다.", "en": "You are an expert at summarising dialogues."}
@@ -165,10 +165,10 @@ def fit_records(
         cure = "train with a higher --max_length (up to the model's context)"
         cure = "or lower --max_new_tokens" if reserved_tokens else cure
         cure += ", or go on without it: --bad_rows skip" if not reserved_tokens and bad_rows == "error" else ""
-        room = "" if form == BARE else ", with room for the summary,"
+        besides = "" if form == BARE else ", with room for the summary,"
         more = f" and {len(too_long) - 10} more" if len(too_long) > 10 else ""
         raise InputError(
-            f"Dialogue {', '.join(too_long[:10])}{more}: the first turn{room} is longer than the "
+            f"Dialogue {', '.join(too_long[:10])}{more}: the first turn{besides} is longer than the "
             f"{max_tokens} tokens that fit. Split the turn, {cure}."
         )
     return fitted, shortened

@@ -41,8 +41,8 @@ class Decoding:
     no_repeat_ngram_size: int | None = field(
         default=None,
         metadata={
-            "help": "Forbid n-grams of this size to come twice in the summary (in dialogue and summary together where "
-            "one model reads and writes both); 0: no. By default as an encoder-decoder was trained, or else 0."
+            "help": "Forbid n-grams of this size to come twice: in the summary of an encoder-decoder, in dialogue and "
+            "summary together of a decoder; 0: no. By default as an encoder-decoder was trained, or else 0."
         },
     )
     max_new_tokens_ratio: float = field(
@@ -65,12 +65,17 @@ class Decoding:
 
         Its beams are not taken where it is to sample.
         """
-        filled: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
-        for name, value in filled.items():
-            own = getattr(model.generation_config, name) if model.config.is_encoder_decoder else None
-            own = None if self.do_sample and name == "num_beams" else own
-            filled[name] = next(one for one in (getattr(self, name), own, value) if one is not None)
-        return replace(self, **filled)
+        own = model.generation_config if model.config.is_encoder_decoder else GenerationConfig()
+        return replace(
+            self,
+            num_beams=_first(self.num_beams, None if self.do_sample else own.num_beams, 1),
+            length_penalty=_first(self.length_penalty, own.length_penalty, 1.0),
+            no_repeat_ngram_size=_first(self.no_repeat_ngram_size, own.no_repeat_ngram_size, 0),
+        )
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
 
 
 def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]:

@@ -149,12 +149,11 @@ def check_architecture(name_or_path: str, revision: str = "main", encoder_decode
     """
     if config_of(name_or_path, revision).is_encoder_decoder == encoder_decoder:
         return
-    kinds = ("an encoder-decoder", "a decoder alone", "sft.py") if encoder_decoder else (
-        "a decoder alone", "an encoder-decoder", "baseline.py"
-    )  # fmt: skip
+    kinds = ["an encoder-decoder", "a decoder alone"]
+    expected, found = kinds if encoder_decoder else kinds[::-1]
+    recipe = "sft.py" if encoder_decoder else "baseline.py"
     raise InputError(
-        f"--model_name_or_path {name_or_path}: {kinds[1]}, where {kinds[0]} is expected. "
-        f"Train it with recipes/{kinds[2]}."
+        f"--model_name_or_path {name_or_path}: {found}, where {expected} is expected. Train it with recipes/{recipe}."
     )
 
 

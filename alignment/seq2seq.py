@@ -1,7 +1,7 @@
 """Fine-tuning an encoder-decoder (KoBART, T5, mBART) on dialogues: the baseline that decoders are compared with.
 
 The encoder reads the dialogue and nothing else, the decoder writes the summary. Every weight is trained. Departs from
-transformers' `Seq2SeqTrainer` in two ways. The loss, in training and held out, is the mean over the tokens of summaries,
+transformers' `Seq2SeqTrainer` in two ways. The loss, in training and held out, is the mean over the summaries' tokens,
 however they are split into micro-batches. And held-out summaries are written by `generate`, as in every other recipe.
 """
 
@@ -35,7 +35,8 @@ from alignment.training import AdapterCheckpoints, add_callbacks
 # What names are masked with in the Korean DialogSum.
 TAGS = (
     *(f"#Person{number}#" for number in range(1, 8)),
-    "#PhoneNumber#", "#Address#", "#PassportNumber#", "#DateOfBirth#", "#SSN#", "#CardNumber#", "#CarNumber#", "#Email#",
+    "#PhoneNumber#", "#Address#", "#PassportNumber#", "#DateOfBirth#", "#SSN#", "#CardNumber#", "#CarNumber#",
+    "#Email#",
 )  # fmt: skip
 LANGUAGE_CODES = {"ko": "ko_KR", "en": "en_XX"}  # mBART's
 
@@ -48,7 +49,7 @@ class BaselineArguments(TrainerArguments, Seq2SeqTrainingArguments):
     source_prefix: str = field(default="", metadata={"help": 'Put before each dialogue, for T5: "summarize: ".'})
     special_tokens: bool = field(
         default=False,
-        metadata={"help": "Make #Person1# to #Person7#, #PhoneNumber# and the other masks one token each."},
+        metadata={"help": "One token each for #Person1# to #Person7#, #PhoneNumber# and the other masks."},
     )
     max_length: int = field(default=512, metadata={"help": "Tokens of a dialogue that the encoder takes, at most."})
     max_new_tokens: int = field(default=100, metadata={"help": "Longest summary to generate, in tokens."})
@@ -85,7 +86,8 @@ def whole_weights(args: ModelArguments) -> ModelArguments:
     for name, value in vars(args).items():
         if name.startswith(("lora_", "use_", "bnb_", "load_in_")) and value not in (getattr(defaults, name), False):
             raise InputError(
-                f"--{name} {value}: has no effect here, where every weight of an encoder-decoder is trained. Leave it out."
+                f"--{name} {value}: has no effect here, where every weight of an encoder-decoder is trained. "
+                "Leave it out."
             )
     if args.dtype not in (None, "float32"):
         raise InputError(
@@ -128,8 +130,9 @@ def _keep_blanks_around_tags(tokenizer: PreTrainedTokenizerBase) -> None:
     backend = tokenizer.backend_tokenizer
     if tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text:
         return
-    squeeze = normalizers.Replace(Regex(r"\s+"), " ")  # which splitting at blanks does elsewhere
-    backend.normalizer = normalizers.Sequence([*([backend.normalizer] if backend.normalizer else []), squeeze])
+    if "WhitespaceSplit" in str(backend.pre_tokenizer):  # T5's, to which line ends and several blanks are one blank
+        one_blank = normalizers.Replace(Regex(r"\s+"), " ")
+        backend.normalizer = normalizers.Sequence([*filter(None, [backend.normalizer]), one_blank])
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     if (found := tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True)) != text:
         raise InputError(
@@ -162,7 +165,7 @@ def encode_examples(
 
 
 def set_up_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: BaselineArguments) -> None:
-    """Gives the model room for the tokenizer's tokens, and the decoding of `args` as its own, which is saved with it."""
+    """Gives the model room for the tokenizer's tokens, and the decoding of `args`, which is saved with it."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     if model.config.model_type == "mbart":

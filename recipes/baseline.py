@@ -31,10 +31,7 @@ from reward.rouge import PROFILES, rouge
 
 def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, BaselineArguments)
-    own = {
-        "passed_over": (PromptArguments,),
-        "section": "baseline",
-    }  # there is no prompt: the encoder reads the dialogue
+    own = {"passed_over": (PromptArguments,), "section": "baseline"}  # what is read is the dialogue, without a prompt
     model_args, data_args, args = parse(classes, argv, CONFIGS / "kobart.yaml", **own)
     if args.rouge_profile not in PROFILES:
         raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")

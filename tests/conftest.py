@@ -62,9 +62,9 @@ T5_SIZE = {
 }  # fmt: skip
 
 
-def _turns() -> list[str]:
-    lines = (DIALOGUES / "train.jsonl").read_text("utf-8").splitlines()
-    return [turn for line in lines for turn in json.loads(line)["dialogue"].split("\n")]
+def _lines() -> list[str]:
+    rows = [json.loads(line) for line in (DIALOGUES / "train.jsonl").read_text("utf-8").splitlines()]
+    return [line for row in rows for line in (*row["dialogue"].split("\n"), row["summary"])]
 
 
 def _like_kobart(folder: Path) -> object:
@@ -73,7 +73,7 @@ def _like_kobart(folder: Path) -> object:
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     trainer = trainers.BpeTrainer(vocab_size=1500, special_tokens=list(special.values()))
-    tokenizer.train_from_iterator(_turns(), trainer)
+    tokenizer.train_from_iterator(_lines(), trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     ids = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 3, "decoder_start_token_id": 1}
@@ -87,7 +87,7 @@ def _like_pko_t5(folder: Path) -> object:
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=list(special.values()), initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(_turns(), trainer)
+    tokenizer.train_from_iterator(_lines(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(special | {"tokenizer_class": "T5Tokenizer"}))
@@ -98,7 +98,7 @@ def _like_mt5(folder: Path) -> object:
     """A SentencePiece file alone."""
     options = {"vocab_size": 1500, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_turns()), model_prefix=str(folder / "spiece"), **options
+        sentence_iterator=iter(_lines()), model_prefix=str(folder / "spiece"), **options
     )
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
     return MT5Config(vocab_size=1600, **T5_SIZE)
@@ -107,7 +107,7 @@ def _like_mt5(folder: Path) -> object:
 def _like_mbart(folder: Path) -> object:
     """A SentencePiece file alone, with language codes behind its tokens."""
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_turns()), model_prefix=str(folder / "sentencepiece.bpe"), vocab_size=1500, minloglevel=2
+        sentence_iterator=iter(_lines()), model_prefix=str(folder / "sentencepiece.bpe"), vocab_size=1500, minloglevel=2
     )
     return MBartConfig(vocab_size=1554, tokenizer_class="MBart50Tokenizer", **BART_SIZE)
 

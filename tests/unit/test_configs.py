@@ -15,13 +15,18 @@ from alignment.arguments import (
     parse,
 )
 from alignment.ppo.config import PPOArguments
+from alignment.seq2seq import BaselineArguments
 from reward.labels import LabelArguments
 
 CLASSES = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
-FILES = sorted(CONFIGS.glob("*.yaml"))
+ALL = sorted(CONFIGS.glob("*.yaml"))
+BASELINES = [file for file in ALL if "baseline" in yaml.safe_load(file.read_text("utf-8"))]  # encoder-decoders
+FILES = [file for file in ALL if file not in BASELINES]
 CONTEXTS = {"EleutherAI/polyglot-ko-5.8b": 2048, "kakaobrain/kogpt": 2048, "upstage/SOLAR-10.7B-v1.0": 4096}
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+each_baseline = pytest.mark.parametrize("file", BASELINES, ids=lambda file: file.stem)
+every_file = pytest.mark.parametrize("file", ALL, ids=lambda file: file.stem)
 
 
 def header(file):
@@ -29,8 +34,8 @@ def header(file):
 
 
 def test_no_model_has_two_configs():
-    models = {yaml.safe_load(file.read_text("utf-8"))["model_name_or_path"] for file in FILES}
-    assert len(models) == len(FILES)
+    models = {yaml.safe_load(file.read_text("utf-8"))["model_name_or_path"] for file in ALL}
+    assert len(models) == len(ALL)
 
 
 @each_file
@@ -66,12 +71,41 @@ def test_the_ppo_recipe_takes_its_own_part_and_the_model(file):
     assert written["ppo"]["reward_model"] == written["reward"].get("output_dir", RewardArguments.output_dir)
 
 
+def parse_for_baseline(words):
+    classes = (ModelArguments, DataArguments, BaselineArguments)
+    return parse(classes, words, passed_over=(PromptArguments,), section="baseline")
+
+
+@each_baseline
+def test_the_baseline_recipe_takes_its_own_part_and_the_model(file):
+    model, _, baseline = parse_for_baseline(["--config", str(file)])
+    written = yaml.safe_load(file.read_text("utf-8"))
+    assert {key: getattr(baseline, key) for key in written["baseline"]} == written["baseline"]
+    assert written.keys() == {"model_name_or_path", "baseline"}
+    assert model.model_name_or_path == written["model_name_or_path"]
+
+
+@each_baseline
+def test_other_recipes_see_nothing_in_it_but_the_model(file):
+    own = parse(CLASSES, ["--config", str(file)])
+    plain = parse(CLASSES, ["--model_name_or_path", own[0].model_name_or_path])
+    assert [vars(one) for one in own[:3]] == [vars(one) for one in plain[:3]]
+    assert (own[3].output_dir, own[3].learning_rate) == (SFTArguments.output_dir, SFTArguments.learning_rate)
+
+
 @each_file
+def test_the_baseline_recipe_sees_nothing_but_the_model_in_a_yaml_of_a_decoder(file):
+    model, _, baseline = parse_for_baseline(["--config", str(file)])
+    assert model.model_name_or_path == yaml.safe_load(file.read_text("utf-8"))["model_name_or_path"]
+    assert (baseline.output_dir, baseline.max_length) == (BaselineArguments.output_dir, BaselineArguments.max_length)
+
+
+@every_file
 def test_the_header_has_the_command_that_names_this_file(file):
     command = re.search(r"^# (accelerate launch .*)$", header(file), re.MULTILINE).group(1)
     words = command.split()
     assert words[words.index("--config") + 1] == f"recipes/configs/{file.name}"
-    assert words[words.index("--config") - 1] == "recipes/sft.py"
+    assert words[words.index("--config") - 1] == f"recipes/{'baseline' if file in BASELINES else 'sft'}.py"
 
 
 @each_file
@@ -84,15 +118,28 @@ def test_the_command_in_the_header_is_one_that_the_recipe_takes(file):
     assert parse(CLASSES, flags)[0].model_name_or_path == yaml.safe_load(file.read_text("utf-8"))["model_name_or_path"]
 
 
-@each_file
+@each_baseline
+def test_the_command_in_the_header_is_one_that_the_baseline_recipe_takes(file):
+    words = re.search(r"^# (accelerate launch .*)$", header(file), re.MULTILINE).group(1).split()
+    root = CONFIGS.parents[1]
+    assert (root / words[words.index("--config_file") + 1]).is_file()
+    flags = words[words.index("recipes/baseline.py") + 1 :]
+    flags[flags.index("--config") + 1] = str(root / flags[flags.index("--config") + 1])
+    model, data, _ = parse_for_baseline(flags)
+    assert model.model_name_or_path == yaml.safe_load(file.read_text("utf-8"))["model_name_or_path"]
+    assert data.dataset_path == "my_dialogues.csv"
+
+
+@every_file
 @pytest.mark.parametrize("line", ["Hardware", "Licence", "Measured"])
 def test_the_header_says(file, line):
     assert re.search(rf"^# {line}: \S+", header(file), re.MULTILINE)
 
 
 def test_two_configs_never_write_into_one_folder():
-    folders = {yaml.safe_load(file.read_text("utf-8")).get("output_dir", SFTArguments.output_dir) for file in FILES}
-    assert len(folders) == len(FILES)
+    contents = [yaml.safe_load(file.read_text("utf-8")) for file in ALL]
+    folders = {written.get("baseline", written).get("output_dir", SFTArguments.output_dir) for written in contents}
+    assert len(folders) == len(ALL)
 
 
 @pytest.mark.parametrize(("model", "context_tokens"), CONTEXTS.items())
