@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import product
 from types import NoneType
@@ -159,7 +160,9 @@ def generate(
     training = model.training
     model.eval()
     shown = description if state.is_main_process else None
-    with contiguous_head(model), Progress(shown, total=len(order)) as progress, torch.inference_mode():
+    with ExitStack() as heads, Progress(shown, total=len(order)) as progress, torch.inference_mode():
+        for one in (model, *(other.model for other in others)):
+            heads.enter_context(contiguous_head(one))
         for start in range(0, len(order), decoding.batch_size):
             rows = order[start : start + decoding.batch_size]
             if decoding.do_sample:  # its own noise for each batch: of each process, and after a resume

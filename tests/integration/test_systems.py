@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from alignment import data, models
 from alignment.arguments import ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding
 from alignment.journal import Journal
+from alignment.ppo.roles import HEAD
 from alignment.run import write_json
 from alignment.submission import one_line
 from alignment.summarizer import Summarizer
@@ -47,7 +49,10 @@ def reward_model(tmp_path_factory, trained, tiny_model) -> Path:
     torch.manual_seed(0)
     torch.nn.init.normal_(head_of(scorer).weight)
     scorer.save_pretrained(folder / "model")
-    model = RewardModel(scorer.eval(), models.load_tokenizer(str(trained[1])), form="instruction", phase=2)
+    save_file({"weight": head_of(scorer).weight.detach()}, folder / "model" / HEAD)
+    tokenizer = models.load_tokenizer(str(trained[1]))
+    tokenizer.save_pretrained(folder / "model")
+    model = RewardModel(scorer.eval(), tokenizer, form="instruction", phase=2)
     model.save(folder / "model")
     write_json({"finished": True, "settings": {"dtype": "float32"}}, folder / "model" / "manifest.json")
     write_json({"fit": False, "accuracy": 0.5, "min_accuracy": 0.65}, folder / "report.json")
@@ -150,7 +155,7 @@ def test_a_killed_system_goes_on_with_the_candidates_it_has(score, monkeypatch, 
     def add_and_die(journal: Journal, index: int, text: str) -> None:
         add(journal, index, text)
         added.append(index)
-        if len(added) == 9:  # of 2 x 3 x 4
+        if len(added) == 8:  # of 2 x 3 x 4
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Journal, "add", add_and_die)
@@ -159,7 +164,7 @@ def test_a_killed_system_goes_on_with_the_candidates_it_has(score, monkeypatch, 
     made: list[int] = []
     monkeypatch.setattr(Journal, "add", lambda journal, index, text: made.append(index) or add(journal, index, text))
     folder = score(combine="mbr", **SAMPLES)
-    assert len(made) == 24  # nine taken over, and the others made
+    assert len(made) == 24  # eight taken over, and the others made
     assert predictions_in(folder) == predictions_in(whole)
     assert sorted(file.name for file in folder.iterdir()) == ["dialogues.jsonl", "predictions.csv", "results.json"]
 
