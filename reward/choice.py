@@ -1,35 +1,17 @@
-"""Which of several systems is best, by how much, and how sure that is; and the best one kept for use."""
+"""The best of several evaluated systems, kept for use."""
 
+import shutil
 from pathlib import Path
+
+from accelerate import PartialState
 
 from alignment.data import Record
 from alignment.errors import InputError
-from alignment.run import say
+from alignment.run import is_main_process, say
+from reward.evaluation import say_winner
 from reward.leaderboard import Entry
-from reward.rouge import paired_bootstrap, rouge
-from reward.system import System
-
-
-def say_winner(rows: dict[str, list[float]], profile: str) -> None:
-    """Tells which system's mean is highest, and how surely it is above the first one's.
-
-    Args:
-        rows: Each system's score of each dialogue, by name, in the order in which they were asked for.
-    """
-    if len(rows) < 2:
-        return
-    first = next(iter(rows))
-    best = max(rows, key=lambda name: sum(rows[name]))
-    if best == first:
-        say(f"Best by {profile}: {first}, the first; nothing else here is better.")
-        return
-    found = paired_bootstrap(rows[first], rows[best])
-    say(
-        f"Best by {profile}: {best}, {found['difference']:+.2f} from {first} "
-        f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.3f})."
-    )
-    if found["low"] < 0:
-        say("That may be chance: the interval holds 0.")
+from reward.rouge import rouge
+from reward.system import FILE, System
 
 
 def select(records: list[Record], entries: list[Entry], profile: str, folder: Path) -> System:
@@ -49,6 +31,10 @@ def select(records: list[Record], entries: list[Entry], profile: str, folder: Pa
     say_winner(rows, profile)
     best = max(rows, key=lambda name: sum(rows[name]))
     system = System.described(runnable[best].system or {})
-    system.save(folder)
+    if is_main_process():
+        if (folder / FILE).is_file():  # an earlier choice, which is to be replaced
+            shutil.rmtree(folder)
+        system.save(folder)
+    PartialState().wait_for_everyone()
     say(f"Written: {folder}, which is {best}. Use it with: python recipes/summarize.py --model {folder} --input FILE")
     return System.load(str(folder))

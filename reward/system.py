@@ -289,3 +289,40 @@ def _copied(name: str, folder: Path, new_name: str) -> str:
         return name
     shutil.copytree(name, folder / new_name, ignore=shutil.ignore_patterns("checkpoint-*", "data"), dirs_exist_ok=True)
     return new_name
+
+
+def systems_of(
+    names: list[str],
+    how: SystemArguments,
+    settings: dict[str, Decoding],
+    model_args: ModelArguments,
+    prompt_args: PromptArguments,
+) -> dict[str, System]:
+    """One system for each model and decoding, or for all models together where `how` combines them; by name.
+
+    Args:
+        names: Of models, or of folders that `System.save` wrote.
+        settings: Decodings by what is to stand behind a system's name.
+    """
+    short = _short_names(names)
+    endings = {f"-{setting}" if setting else "": decoding for setting, decoding in settings.items()}
+    if how.combine:
+        name = f"{how.combine}-{'+'.join(short)}"
+        return {
+            name + ending: System(tuple(names), how, decoding, model_args, prompt_args)
+            for ending, decoding in endings.items()
+        }
+    return {  # one model after the other, so that each is loaded once
+        name + ending: System.load(model, how, decoding, model_args, prompt_args)
+        for name, model in zip(short, names, strict=True)
+        for ending, decoding in endings.items()
+    }
+
+
+def _short_names(names: list[str]) -> list[str]:
+    """The last parts of each path, as many as tell it from the others."""
+    for parts in range(1, max(len(Path(name).parts) for name in names) + 1):
+        short = ["-".join(Path(name).parts[-parts:]) for name in names]
+        if len(set(short)) == len(short):
+            return short
+    raise InputError(f"--model {' '.join(names)}: the same model twice; name each once.")

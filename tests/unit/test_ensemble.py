@@ -209,8 +209,10 @@ def test_a_journal_of_one_mixture_is_not_that_of_another(pair, tmp_path):
 def test_the_heads_of_all_models_are_fed_without_strides(pair):
     """Or torch copies the head's weight once a row: with a vocabulary of 262,144, ten GiB for 32 dialogues."""
     seen = []
-    hook = pair[1].model.get_output_embeddings().register_forward_hook(
-        lambda _, args, output: seen.append((args[0].is_contiguous(), output.shape[1]))
+    hook = (
+        pair[1]
+        .model.get_output_embeddings()
+        .register_forward_hook(lambda _, args, output: seen.append((args[0].is_contiguous(), output.shape[1])))
     )
     with hook:
         pair[0].summarize(DIALOGUES, others=pair[1:])

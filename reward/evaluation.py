@@ -1,0 +1,97 @@
+"""Systems -> summaries, figures and costs, in a folder that `leaderboard.read_runs` reads."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from alignment import data
+from alignment.progress import peak_memory_gib, reset_peak_memory, show_table
+from alignment.run import say, write_json
+from alignment.submission import write_submission
+from reward.postprocess import effects, mend
+from reward.rouge import paired_bootstrap, rouge
+from reward.system import OneAtATime, System
+
+COSTS = ("seconds", "peak_memory_gib", "parameters", "trained_parameters", "disk_bytes")
+
+
+def files_of(systems: dict[str, System | None], folder: Path) -> dict[str, Path]:
+    """Where each system's summaries go, by its name."""
+    return {name: folder / ("predictions.csv" if len(systems) == 1 else f"predictions-{name}.csv") for name in systems}
+
+
+def evaluate(
+    systems: dict[str, System | None],
+    records: list[data.Record],
+    profiles: list[str],
+    folder: Path,
+    rules: list[str],
+    predictions: list[str],
+) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """Summarises with each system and scores it; a killed run makes only what is missing.
+
+    Args:
+        systems: By name; None stands for the predictions.
+        rules: The post-processing of the predictions; systems have their own.
+        predictions: Summaries in the records' order.
+
+    Returns:
+        What results.json holds, an entry for each system and profile; and by system each row's mean ROUGE in the first
+        profile.
+    """
+    texts, ids = [record.dialogue for record in records], [record.id for record in records]
+    references = [list(record.references) for record in records]
+    files = files_of(systems, folder)
+    results: list[dict[str, Any]] = []
+    rows: dict[str, list[float]] = {}
+    summaries: dict[str, list[str]] = {}
+    loaded = OneAtATime()
+    with ExitStack() as journals:  # which stay until all is written
+        for name, system in systems.items():
+            reset_peak_memory()
+            started = time.monotonic()
+            cost: dict[str, Any] = dict.fromkeys(COSTS)
+            if system is None:
+                raw = predictions
+            else:
+                raw, before = system.summarize(texts, f"Summarising with {name}", journals, folder / name, loaded)
+                cost["seconds"] = round(before + time.monotonic() - started, 1)
+                cost |= {"peak_memory_gib": round(peak_memory_gib(), 2), **system.size()}
+            own_rules = system.how.postprocess if system else rules
+            summaries[name] = mend(texts, raw, own_rules)
+            facts = {"predictions": files[name].name, "system": system.describe() if system else None}
+            for profile in profiles:
+                scores = asdict(rouge(summaries[name], references, profile))
+                rows.setdefault(name, [row["mean"] for row in scores["rows"]])
+                results.append({"name": name} | scores | {"rows": len(records)} | cost | facts)
+            if own_rules:
+                found = effects(texts, raw, references, own_rules, profiles[0])
+                show_table(f"Post-processing of {name}, {profiles[0]}", list(found[0]), found)
+        for name, file in files.items():
+            write_submission(ids, summaries[name], file, allow_empty=True)
+        data.write_records(records, folder / "dialogues.jsonl")
+        write_json(results, folder / "results.json")
+    return results, rows
+
+
+def say_winner(rows: dict[str, list[float]], profile: str) -> None:
+    """Tells which system's mean is highest, and how surely it is above the first one's.
+
+    Args:
+        rows: Each system's score of each dialogue, by name, in the order in which they were asked for.
+    """
+    if len(rows) < 2:
+        return
+    first = next(iter(rows))
+    best = max(rows, key=lambda name: sum(rows[name]))
+    if best == first:
+        say(f"Best by {profile}: {first}, the first; nothing else here is better.")
+        return
+    found = paired_bootstrap(rows[first], rows[best])
+    chance = "; that may be chance, for the interval holds 0" if found["low"] < 0 else ""
+    say(
+        f"Best by {profile}: {best}, {found['difference']:+.2f} from {first} "
+        f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.3f}{chance})."
+    )
