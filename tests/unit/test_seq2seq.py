@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from alignment import models
@@ -103,6 +104,13 @@ def test_text_without_tags_has_the_tokens_that_it_had(kind, tokenizer_of):
     text = "내일 3시에\n역에서 만나기로   한다."
     before, after = (tokenizer_of(kind, tags=tags)(text).input_ids for tags in (False, True))
     assert before == after
+
+
+def test_a_tokenizer_that_cannot_keep_text_around_tags_is_refused(tokenizer_of):
+    tokenizer = tokenizer_of("t5")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    with pytest.raises(InputError, match=r"--special_tokens true: .*tokenizer reads '#Person1#은 .* Leave the option"):
+        set_up_tokenizer(tokenizer, "t5", "ko", tags=True)
 
 
 @each_kind
