@@ -13,7 +13,6 @@ import io
 import json
 import math
 import shlex
-import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -228,7 +227,7 @@ class Search:
         said = [
             f"{self.search_args.objective} {best.value:.6g} in trial {best.number}, the best of "
             f"{len(self.study.finished())}, of which {self._count(TrialState.PRUNED)} were pruned.",
-            f"Found by: {command()}",
+            f"Searched: {self.space.described()}.",
             "",
             f"accelerate launch recipes/sft.py --config {shlex.quote(str(path))}",
         ]
@@ -282,8 +281,3 @@ def describe(settings: dict[str, Any]) -> str:
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as YAML and JSON have them."""
     return json.loads(json.dumps(settings, default=str))
-
-
-def command() -> str:
-    """The command line that this process was started with."""
-    return " ".join(map(shlex.quote, ["accelerate", "launch", *sys.argv]))

@@ -113,6 +113,13 @@ class SearchSpace:
         if all(values[0] == values[-1] for values in searched):
             raise InputError("Every range has one value, so there is nothing to search. Give one of them two.")
 
+    def described(self) -> str:
+        """The ranges in one line."""
+        names = ("learning_rate", "num_train_epochs", *(("lora_r", "lora_alpha_ratio", "lora_dropout") * self.use_peft))
+        ranges = {name: getattr(self.args, f"{name}_range") for name in names}
+        said = [f"{name} {' to '.join(f'{value:g}' for value in values)}" for name, values in ranges.items()]
+        return ", ".join([*said, f"prompt_form {' or '.join(self.forms)}"])
+
     def settings(self, trial: "BaseTrial") -> dict[str, Any]:
         """The settings of a trial, new or finished; a range of one value is no parameter of it."""
         args = self.args

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from transformers import Trainer
 from alignment import models, study
 from alignment.errors import InputError
 from alignment.progress import TrainingProgress
+from alignment.search import IMPORTANCE_TRIALS
 from recipes import search, sft
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +46,7 @@ def search_flags_for(sft_flags_for: Flags) -> Flags:
 
 
 def trials(folder: Path) -> list[FrozenTrial]:
-    path = folder / "study.db"
-    storage = optuna.storages.RDBStorage("sqlite:///x", engine_kwargs={"creator": lambda: study.sqlite3.connect(path)})
-    return optuna.load_study(study_name=study.NAME, storage=storage).trials
+    return optuna.load_study(study_name=study.NAME, storage=f"sqlite:///{folder}/study.db").trials
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -97,7 +98,8 @@ def test_the_best_yaml_is_of_the_best_trial_and_says_how_to_train_it(finished):
     }
     assert f"# eval_loss {min(losses):.6g} in trial {best['trial']}, the best of 4, of which 0 were pruned.\n" in text
     assert f"# accelerate launch recipes/sft.py --config {folder}/best.yaml\n" in text
-    assert "# Found by: " in text
+    assert "# Searched: learning_rate 1e-05 to 0.1, num_train_epochs 1 to 2, lora_r 8 to 64, " in text
+    assert "lora_dropout 0 to 0.2, prompt_form instruction or chat.\n" in text
 
 
 def test_nothing_but_the_study_and_its_results_is_left(finished):
@@ -139,6 +141,24 @@ def test_other_settings_and_dialogues_are_refused_by_name(finished):
         search.main([*flags, "--lora_r_range", "8", "16"])
     with pytest.raises(InputError, match=r"study of other settings \(data "):
         search.main([*flags, "--max_train_rows", "11"])
+
+
+def test_importance_is_told_once_there_are_trials_enough(finished, tmp_path, capsys):
+    folder, flags = finished
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    earlier = optuna.load_study(study_name=study.NAME, storage=f"sqlite:///{copy}/study.db")
+    flags = [*flags, "--output_dir", str(copy)]
+    found = earlier.trials[0]
+    for number in range(IMPORTANCE_TRIALS):  # scores that follow the learning rate alone
+        rate = 10 ** -(1 + 4 * number / IMPORTANCE_TRIALS)
+        earlier.add_trial(
+            optuna.create_trial(params=found.params | {"learning_rate": rate}, distributions=found.distributions,
+                                value=1 + number / 10)
+        )  # fmt: skip
+    search.main([*flags, "--trials", str(len(earlier.trials))])
+    told = re.findall(r"Importance of (\w+) for being among the best quarter: (\d+)%", capsys.readouterr().err)
+    assert {name for name, _ in told} == set(found.params)
+    assert max(told, key=lambda item: int(item[1]))[0] == "learning_rate"
 
 
 # A trial is what recipes/sft.py trains
