@@ -16,6 +16,7 @@ quickstart: .venv/installed  ## The whole chain on the embedded model and dialog
 		--allow_unfit true --max_eval_rows 16 --resume_from_checkpoint true
 	$(LAUNCH) recipes/evaluate.py --model embedded $(RUN)/phase1 $(RUN)/phase2 $(RUN)/ppo/phase3 \
 		--dataset_path embedded-ko --output_dir $(RUN) --overwrite_output_dir true
+	$(BIN)/python recipes/evaluate.py --compare $(RUN) --output_dir $(RUN)/report --overwrite_output_dir true
 
 test: .venv/installed  ## Run every test.
 	$(BIN)/python -m pytest
