@@ -121,12 +121,13 @@ def swap_speakers(text: str, one: str, other: str) -> str:
         if tag not in (one, other):
             return match.group()
         tag = other if tag == one else one
-        return tag + _fitting(tag, particle)
+        return tag + fitting_particle(tag, particle)
 
     return _TAG_AND_PARTICLE.sub(exchanged, text)
 
 
-def _fitting(tag: str, particle: str) -> str:
+def fitting_particle(tag: str, particle: str) -> str:
+    """The form of a particle that fits the last sound of a tag: `은` after #Person1#, `는` after #Person2#."""
     last = tag.strip("#")[-1]
     if not last.isdigit():
         return particle
