@@ -218,8 +218,9 @@ def test_rules_are_applied_in_their_order_whatever_the_order_of_their_names():
 # What rules act on, and what they should not, to be put together at random.
 PIECES = [
     *"#@<>.\n \t'\"", " ", "  ", ". ", "...", "</s>", "<unk>", "�", "<|im_start|>", "assistant", "### Response:",
-    "#Person1#", "#person2#", "#Person1", "Person2#", "# Person 1 #", "#Person3#", "#Email", "은 ", "이", " 가 ", " 와 ",
-    "에게", "둘은", "만난다", "둘은 내일 역에서 만난다. ", "3", "2,500원", "Mr. ", "and", "go. ", "They go home. ", "그래서",
+    "#Person1#", "#person2#", "#Person1", "Person2#", "# Person 1 #", "#Person3#", "#Email", "은 ", "이", " 가 ",
+    " 와 ", "에게", "둘은", "만난다", "둘은 내일 역에서 만난다. ", "3", "2,500원", "Mr. ", "and", "go. ",
+    "They go home. ", "그래서",
 ]  # fmt: skip
 
 
@@ -252,16 +253,17 @@ def test_which_rules_are_meant():
 
 def test_an_unknown_rule_is_refused_with_the_nearest_names():
     with pytest.raises(
-        InputError, match=r"rule `tag`\. Did you mean `tags`.* Expected all, none, or some of special_t"
+        InputError,
+        match=r"--postprocess tag: unknown rule\. Did you mean `tags`.* Expected all, none, or some of special_t",
     ):
         check_rules(["spaces", "tag"])
-    with pytest.raises(InputError, match=r"rule `xyz`\. Expected"):
+    with pytest.raises(InputError, match=r"--postprocess xyz: unknown rule\. Expected"):
         postprocess(TALK, "둘은 만난다.", ["xyz"])
 
 
 @pytest.mark.parametrize("other", ["all", "none"])
 def test_all_and_none_stand_alone(other):
-    with pytest.raises(InputError, match=f"rules tags {other}: expected {other} alone"):
+    with pytest.raises(InputError, match=f"--postprocess tags {other}: expected {other} alone"):
         check_rules(["tags", other])
 
 
