@@ -21,13 +21,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from alignment import data, run
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
-from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.generation import Decoding, decoding_grid
 from alignment.progress import show_table
 from alignment.submission import fill_empty, write_submission
 from reward.choice import select
-from reward.evaluation import evaluate, files_of, say_winner
+from reward.evaluation import evaluate, files_of, say_winner, usual_profiles
 from reward.leaderboard import leaderboard, read_runs, write_leaderboard
 from reward.postprocess import mend
 from reward.rouge import PROFILES
@@ -117,11 +116,6 @@ def compare(args: EvaluateArguments, output: Path) -> None:
             summaries = fill_empty(texts, mend(texts, raw, best.how.postprocess))
             write_submission([record.id for record in dialogues], summaries, output / "submission.csv")
         run.say(f"Written: {output}/submission.csv")
-
-
-def usual_profiles(records: list[data.Record]) -> list[str]:
-    """The profiles for the language of these dialogues."""
-    return ["aistages", "strict"] if language(records[0].dialogue) == "ko" else ["english"]
 
 
 def refuse(files: list[Path], overwrite: bool) -> None:

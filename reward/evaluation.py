@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment import data
+from alignment.dialogue import language
 from alignment.progress import peak_memory_gib, reset_peak_memory, show_table
 from alignment.run import say, write_json
 from alignment.submission import write_submission
@@ -15,6 +16,11 @@ from reward.rouge import paired_bootstrap, rouge
 from reward.system import OneAtATime, System
 
 COSTS = ("seconds", "peak_memory_gib", "parameters", "trained_parameters", "disk_bytes")
+
+
+def usual_profiles(records: list[data.Record]) -> list[str]:
+    """The profiles for the language of these dialogues."""
+    return ["aistages", "strict"] if language(records[0].dialogue) == "ko" else ["english"]
 
 
 def files_of(systems: dict[str, System | None], folder: Path) -> dict[str, Path]:
