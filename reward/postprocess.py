@@ -1,16 +1,20 @@
 """Rules that mend the form of generated summaries and leave what they say alone.
 
-They are applied in the order of `RULES`: what hides a tag goes first, then tags, then the spaces around them, and whole
+They are applied in the order of `RULES`: first what hides a tag goes, then come tags, the spaces around them, and whole
 sentences last. Each is safe alone, none empties a summary, and a second pass changes nothing.
 
-False alarms, in changed references of DialogSum: `repeated_sentences` in 1 of 4,434 in Korean, whose two sentences are
-in fact the same, and no other rule. In English `spaces` in 2 of 2,768, which have a space before a full stop.
+False alarms on reference summaries of DialogSum: 0 of 2,714 in Korean; 4 of 2,768 in English, each of which does have a
+fault (`#PErson2#`, a space before a full stop or none after a tag).
+
+ROUGE hardly sees any of it in a trained model, and `cut_ending` costs some where summaries are cut short: what stands
+of the last sentence was mostly right (-0.4 of aistages with all cut at 16 words). It is for readers, not for a score.
 
 What is not mended, and why:
 
-- A particle that does not fit its tag (#Person2#은): 7 percent of those in Korean references do not either.
-- A tag that the dialogue lacks: the sentence may be true of another speaker, and nothing tells of which. Such tags are
-  rare, too: in 2 of 2,544 summaries of two trained models.
+- A particle that does not fit its tag (`#Person2#은`): 7 percent of those in Korean references do not either, and to
+  make them fit lowers ROUGE.
+- A tag that the dialogue lacks: the sentence may be true of another speaker, and nothing tells of which. It is rare,
+  too: 1 of 2,531 summaries of trained models.
 - A tag that is gone with nothing left of it; and a word apart from its tag that need not be a particle (`만`, `도`).
 - A cut last sentence in English: nothing but the full stop tells it from a whole one, and references lack that too.
 """

@@ -218,8 +218,8 @@ def test_rules_are_applied_in_their_order_whatever_the_order_of_their_names():
 # What rules act on, and what they should not, to be put together at random.
 PIECES = [
     *"#@<>.\n \t'\"", " ", "  ", ". ", "...", "</s>", "<unk>", "�", "<|im_start|>", "assistant", "### Response:",
-    "#Person1#", "#person2#", "#Person1", "Person2#", "# Person 1 #", "#Person3#", "#Email", "은 ", "이", " 가 ",
-    " 와 ", "에게", "둘은", "만난다", "둘은 내일 역에서 만난다. ", "3", "2,500원", "Mr. ", "and", "go. ",
+    "#Person1#", "#person2#", "#Person1", "Person2#", "# Person 1 #", "#Person3#", "#Email", "assistant3#", "은 ", "이",
+    " 가 ", " 와 ", "에게", "둘은", "만난다", "둘은 내일 역에서 만난다. ", "3", "2,500원", "Mr. ", "and", "go. ",
     "They go home. ", "그래서",
 ]  # fmt: skip
 
@@ -238,10 +238,11 @@ def test_a_second_pass_changes_nothing_and_no_rule_empties_a_summary_or_makes_a_
     assert changed > 4000  # of 24,000: the pieces do give the rules something to do
 
 
+@pytest.mark.parametrize("split", ["train", "eval"])
 @pytest.mark.parametrize("name", ["embedded-ko", "embedded-en"])
-def test_every_shipped_reference_stays_as_it_is(name):
-    pairs = [(record.dialogue, text) for record in load_records(name)[0] for text in record.references]
-    assert len(pairs) > 20
+def test_every_shipped_reference_stays_as_it_is(name, split):
+    pairs = [(record.dialogue, text) for record in load_records(name, split=split)[0] for text in record.references]
+    assert len(pairs) > 5
     assert [pair for pair in pairs for rule in RULES.values() if rule(*pair) != pair[1]] == []
 
 
