@@ -18,8 +18,8 @@ quickstart: .venv/installed  ## The whole chain on the embedded model and dialog
 		--dataset_path embedded-ko --output_dir $(RUN) --overwrite_output_dir true
 	$(BIN)/python recipes/evaluate.py --compare $(RUN) --output_dir $(RUN)/report --overwrite_output_dir true
 
-test: .venv/installed  ## Run every test.
-	$(BIN)/python -m pytest
+test: .venv/installed  ## Run every test, in two processes that do not get in each other's way.
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed  ## Check style and types.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
