@@ -152,7 +152,7 @@ class System:
             with context as journal:
                 candidates.append(summarizer.summarize(dialogues, decoding, description, journal, others, weights))
             seconds += journal.seconds_before if journal else 0.0
-        return self._choose(dialogues, candidates, loaded), seconds
+        return self._choose(dialogues, candidates, loaded, description), seconds
 
     def _candidates(self) -> list[tuple[str, Callable[[], Any], Decoding]]:
         """For each list of candidates: a key and a function that load (summarizer, others), and the decoding."""
@@ -176,14 +176,17 @@ class System:
         decodings = [self.decoding, *(replace(sample, seed=sample.seed + i) for i in range(self.how.samples))]
         return [(name, partial(alone, name), decoding) for name in names for decoding in decodings]
 
-    def _choose(self, dialogues: list[str], candidates: list[list[str]], loaded: OneAtATime) -> list[str]:
+    def _choose(
+        self, dialogues: list[str], candidates: list[list[str]], loaded: OneAtATime, description: str | None
+    ) -> list[str]:
         if self.how.combine not in CHOOSING:
             return candidates[0]
         by_dialogue = [list(texts) for texts in zip(*candidates, strict=True)]
         if self.how.combine == "mbr":
             return consensus(by_dialogue, self.how.mbr_profile)
         folder = str(Path(self.how.reward_model or "") / "model")
-        return best_of(by_dialogue, dialogues, loaded(f"reward {folder}", lambda: RewardModel.load(folder)).score)
+        scorer = loaded(f"reward {folder}", lambda: RewardModel.load(folder))
+        return best_of(by_dialogue, dialogues, partial(scorer.score, description=description and "Scoring candidates"))
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
