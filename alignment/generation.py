@@ -13,7 +13,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TopPLogitsWarper,
+)
 
 from alignment.ensemble import AveragedDistributions, Member
 from alignment.errors import InputError
@@ -56,6 +62,12 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.num_beams is not None and self.num_beams < 1):
             raise InputError(f"--batch_size {self.batch_size}, --num_beams {self.num_beams}: expected 1 or more.")
+        if self.do_sample and (self.num_beams or 1) > 1:
+            raise InputError(f"--do_sample true, --num_beams {self.num_beams}: sample, or search with beams.")
+        if self.temperature <= 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"--temperature {self.temperature}, --top_p {self.top_p}: expected a number above 0, and a share."
+            )
         if self.max_new_tokens_ratio < 0:
             raise InputError(
                 f"--max_new_tokens_ratio {self.max_new_tokens_ratio}: expected a share, or 0 for no limit."
@@ -80,10 +92,10 @@ def _first(*values: Any) -> Any:
 
 
 def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]:
-    """Every combination of options such as `num_beams=1,4`, by name; what has no effect without beams is left out.
+    """Every combination of options such as `num_beams=1,4`, by name; a length penalty goes with beams only.
 
     Raises:
-        InputError: An option that `Decoding` does not have, or a value of another type.
+        InputError: An option that `Decoding` does not have, a value of another type, or one that would have no effect.
     """
     hints = get_type_hints(Decoding)
     kinds = {
@@ -95,17 +107,36 @@ def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]
         if name not in kinds or name in ("batch_size", "seed"):
             raise InputError(f"--grid {option}: expected such as num_beams=1,4, of {', '.join(kinds)}.")
         try:
-            words = listed.split(",")
-            values[name] = [word == "true" for word in words] if kinds[name] is bool else [*map(kinds[name], words)]
-        except ValueError:
+            read = {"true": True, "false": False}.__getitem__ if kinds[name] is bool else kinds[name]
+            values[name] = [read(word.lower()) for word in listed.split(",")]
+        except (ValueError, KeyError):
             raise InputError(f"--grid {option}: expected {kinds[name].__name__}s with commas between.") from None
+    if "length_penalty" in values and max(values.get("num_beams", [decoding.num_beams or 1])) == 1:
+        raise InputError("--grid length_penalty: has no effect without beams; add num_beams=4.")
+    if {"temperature", "top_p"} & values.keys() and not any(values.get("do_sample", [decoding.do_sample])):
+        raise InputError("--grid temperature and top_p: have no effect without --do_sample true.")
     grid: dict[str, Decoding] = {}
     for combination in product(*values.values()):
         changes = dict(zip(values, combination, strict=True))
-        if replace(decoding, **changes).num_beams == 1:
+        if changes.get("num_beams", decoding.num_beams) == 1:
             changes.pop("length_penalty", None)
+        if not changes.get("do_sample", decoding.do_sample):
+            changes = {name: value for name, value in changes.items() if name not in ("temperature", "top_p")}
         grid["-".join(f"{name}={value}" for name, value in changes.items())] = replace(decoding, **changes)
     return grid
+
+
+def noise(seed: int, places: Sequence[int], tokens: int) -> Tensor:
+    """A number from 0 to 1 for each token (N x C, float64), for completions told apart by their places in the run."""
+    sources = [random.Random(f"{seed} {place}") for place in places]
+    return torch.tensor([[source.random() for _ in range(tokens)] for source in sources], dtype=torch.float64)
+
+
+def tokens_at(logits: Tensor, numbers: Tensor) -> Tensor:
+    """Of each row (N x V) the token where the cumulative distribution reaches its number (N): N x 1."""
+    cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    target = numbers.unsqueeze(1) * cumulative[:, -1:]  # which rounding keeps from being just 1
+    return torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[1] - 1)
 
 
 def generate(
@@ -120,6 +151,7 @@ def generate(
     on_text: Callable[[int, str], None] | None = None,
     others: Sequence[Member] = (),
     weights: Sequence[float] = (1.0,),
+    places: Sequence[int] | None = None,
 ) -> list[str]:
     """Generates one text for each prompt, cut at the end token; several processes share the prompts.
 
@@ -131,26 +163,25 @@ def generate(
         on_text: Called with the index of a prompt and its text as soon as it is there, in the process that made it.
         others: Further models of the same tokens, whose distributions are averaged with the model's at each token.
         weights: One for the model and one for each of the others; they sum to 1.
+        places: What tells the prompts apart when sampling, by default their indices: with the seed they decide the
+            noise of each, whatever is generated beside it.
 
     Returns:
         The texts in the order of the prompts, without special tokens and outer spaces.
     """
     encoder_decoder = model.config.is_encoder_decoder
     decoding = (decoding or Decoding()).for_model(model)
-    # top_k 0: neither filter nor sort the vocabulary, which on small models costs more than the layers do.
-    sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.do_sample else {}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         # An end token at once would be an empty summary; the language code that mBART's begin with is none yet.
         min_new_tokens=1 if not encoder_decoder or model.generation_config.forced_bos_token_id is None else 2,
-        do_sample=decoding.do_sample,
+        do_sample=False,  # `Sampling` samples: it leaves one token
         num_beams=decoding.num_beams,
         length_penalty=decoding.length_penalty,
         no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         repetition_penalty=1.0,  # what is left unset comes from the model's own generation_config.json
         eos_token_id=end_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **sampling,
     )
     state = PartialState()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -165,8 +196,6 @@ def generate(
             heads.enter_context(contiguous_head(one))
         for start in range(0, len(order), decoding.batch_size):
             rows = order[start : start + decoding.batch_size]
-            if decoding.do_sample:  # its own noise for each batch: of each process, and after a resume
-                torch.manual_seed(random.Random(f"{decoding} {len(prompts)} {rows}").getrandbits(63))
             side = "right" if encoder_decoder else "left"
             batch, *further = (
                 tokenizer.pad({"input_ids": [own[i] for i in rows]}, padding_side=side, return_tensors="pt").to(
@@ -182,6 +211,9 @@ def generate(
             if decoding.max_new_tokens_ratio:
                 most = [max(SHORTEST_LIMIT, math.ceil(decoding.max_new_tokens_ratio * len(prompts[i]))) for i in rows]
                 processors.append(EndAtLimit(most, end_token_id, before))
+            if decoding.do_sample:
+                numbers = noise(decoding.seed, [i if places is None else places[i] for i in rows], max_new_tokens)
+                processors.append(Sampling(numbers.to(model.device), decoding, before))
             output = model.generate(**batch, generation_config=config, logits_processor=processors)
             for i, completion in zip(rows, output[:, before:].tolist(), strict=True):  # B x C
                 ids = completion[: completion.index(end_token_id)] if end_token_id in completion else completion
@@ -216,3 +248,25 @@ class EndAtLimit(LogitsProcessor):
         # In its own place: a beam that ends here keeps the score that ending has.
         scores[:, self._end] = torch.where(full & end.isneginf(), 0.0, end)
         return scores
+
+
+class Sampling(LogitsProcessor):
+    """Leaves each row the one token that its noise draws, at the decoding's temperature and top_p.
+
+    So a sample does not depend on its batch, nor on whether the run was killed before.
+
+    Args:
+        numbers: `noise` (B x C).
+        prompt_tokens: P of the batch.
+    """
+
+    def __init__(self, numbers: Tensor, decoding: Decoding, prompt_tokens: int) -> None:
+        self._numbers, self._decoding, self._prompt_tokens = numbers, decoding, prompt_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """B x V."""
+        logits = scores.float() / self._decoding.temperature
+        if self._decoding.top_p < 1:
+            logits = TopPLogitsWarper(self._decoding.top_p)(input_ids, logits)
+        tokens = tokens_at(logits, self._numbers[:, input_ids.shape[1] - self._prompt_tokens])
+        return torch.full_like(logits, -torch.inf).scatter(1, tokens, 0.0)

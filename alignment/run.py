@@ -46,7 +46,8 @@ def launch(main: Callable[[], None]) -> None:
     silence_libraries()
     _use_all_cores()
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # or each CPU process would take itself for the only one
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        PartialState(cpu=True)  # or each CPU process would take itself for the only one
     together = True  # all processes end here, or one alone, which the others wait for until the launcher ends them
     try:
         main()
@@ -171,6 +172,16 @@ def make_folder(folder: Path, flag: str = "--output_dir") -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"{flag} {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
+
+
+def refuse_existing(files: list[Path], overwrite: bool) -> None:
+    """Holds that nothing is overwritten unless that is wanted.
+
+    Raises:
+        InputError: One of these files or folders exists.
+    """
+    if not overwrite and (there := [file for file in files if file.exists()]):
+        raise InputError(f"{there[0]} exists. Choose another --output_dir, or --overwrite_output_dir true.")
 
 
 class Run:

@@ -161,6 +161,7 @@ class Summarizer:
             on_text=(lambda i, text: journal.add(missing[i], text)) if journal else None,
             others=[Member(other.model, own) for other, own in zip(others, further, strict=True)],
             weights=shares(weights, 1 + len(others)),
+            places=missing,
         )
         texts_by_index = done | dict(zip(missing, texts, strict=True))
         return [texts_by_index[i] for i in range(len(dialogues))]

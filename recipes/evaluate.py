@@ -72,11 +72,18 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{flag} {unknown[0]}: expected some of {', '.join(PROFILES)}.")
     output = Path(args.output_dir)
     if args.compare:
-        refuse([output / name for name in ("report.html", "best", "submission.csv")], args.overwrite_output_dir)
+        goes_on = any(output.glob("submission.*journal"))  # killed as it wrote the submission
+        run.refuse_existing(
+            [output / name for name in ("report.html", "best", "submission.csv")], args.overwrite_output_dir or goes_on
+        )
         compare(args, output)
         return
 
     systems: dict[str, System | None] = {Path(args.predictions or "").stem: None}
+    if args.predictions and (how.combine or args.grid):
+        raise InputError("--predictions: there is nothing to combine or to decode. Leave out --combine and --grid.")
+    if "/" in (args.name or ""):
+        raise InputError(f"--name {args.name}: becomes part of a file's name; leave out the slash.")
     if not args.predictions:
         settings = decoding_grid(args.grid, decoding) if args.grid else {"": decoding}
         systems = systems_of(args.model or [model_args.model_name_or_path], how, settings, model_args, prompt_args)
@@ -85,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     systems = dict(zip([args.name], systems.values(), strict=True)) if args.name else systems
     # Beside a journal lie the predictions of a run that was killed as it wrote them.
     files = [file for name, file in files_of(systems, output).items() if not any(output.glob(f"{name}.*.journal"))]
-    refuse([output / "results.json", *files], args.overwrite_output_dir)
+    run.refuse_existing([output / "results.json", *files], args.overwrite_output_dir)
     by_id = data.read_predictions(args.predictions) if args.predictions else {}
     records, rejected = data.load_eval(data_args)
     predictions = data.match_predictions(by_id, records, args.predictions) if args.predictions else []
@@ -116,12 +123,6 @@ def compare(args: EvaluateArguments, output: Path) -> None:
             summaries = fill_empty(texts, mend(texts, raw, best.how.postprocess))
             write_submission([record.id for record in dialogues], summaries, output / "submission.csv")
         run.say(f"Written: {output}/submission.csv")
-
-
-def refuse(files: list[Path], overwrite: bool) -> None:
-    """Holds that nothing is overwritten unless that is wanted."""
-    if not overwrite and (there := [file for file in files if file.exists()]):
-        raise InputError(f"{there[0]} exists. Choose another --output_dir, or --overwrite_output_dir true.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The best of several evaluated systems, kept for use."""
 
-import shutil
 from pathlib import Path
 
 from accelerate import PartialState
@@ -11,14 +10,15 @@ from alignment.run import is_main_process, say
 from reward.evaluation import say_winner
 from reward.leaderboard import Entry
 from reward.rouge import rouge
-from reward.system import FILE, System
+from reward.system import System
 
 
 def select(records: list[Record], entries: list[Entry], profile: str, folder: Path) -> System:
     """Writes the system with the highest mean ROUGE of a profile into a folder that `System.load` reads.
 
     Raises:
-        InputError: No entry is a system that can be run: all are files of predictions.
+        InputError: No entry is a system that can be run: all are files of predictions; or the best one's weights are
+            no longer those that were scored.
     """
     references = [list(record.references) for record in records]
     runnable = {entry.name: entry for entry in entries if entry.system is not None}
@@ -30,10 +30,14 @@ def select(records: list[Record], entries: list[Entry], profile: str, folder: Pa
     }
     say_winner(rows, profile)
     best = max(rows, key=lambda name: sum(rows[name]))
-    system = System.described(runnable[best].system or {})
+    entry = runnable[best]
+    system = System.described(entry.system or {})
+    if (entry.system or {}).get("weights_of") != system.describe()["weights_of"]:
+        raise InputError(
+            f"--select {profile}: {best} is best, but weights of {', '.join(system.models)} are gone, or are not those "
+            f"that {entry.run} was made with. Evaluate it again."
+        )
     if is_main_process():
-        if (folder / FILE).is_file():  # an earlier choice, which is to be replaced
-            shutil.rmtree(folder)
         system.save(folder)
     PartialState().wait_for_everyone()
     say(f"Written: {folder}, which is {best}. Use it with: python recipes/summarize.py --model {folder} --input FILE")

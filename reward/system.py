@@ -13,7 +13,7 @@ Candidates are what each model writes by itself, and `--samples` samples of each
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ from reward.consensus import best_of, consensus
 from reward.model import RewardModel
 from reward.postprocess import check_rules
 from reward.rouge import PROFILES
-from reward.scorers import check_reward_model
 
 COMBINE = ("mbr", "best_of_n", "lora_average", "distributions")
 CHOOSING = ("mbr", "best_of_n")  # which write candidates
@@ -111,15 +110,22 @@ class System:
         combine, several = self.how.combine, len(self.models) > 1
         if combine is None and several:
             raise InputError(f"{len(self.models)} models and no --combine: expected one of {', '.join(COMBINE)}.")
-        if combine in CHOOSING and not several and not self.how.samples:
+        if not self.models:
+            raise InputError("a system without models: expected one or more.")
+        candidates, needed = len(self.models) * (1 + self.how.samples), 3 if combine == "mbr" else 2
+        if combine in CHOOSING and candidates < needed:
+            why = ": two are as close to each other as the other way round" if combine == "mbr" else ""
             raise InputError(
-                f"--combine {combine}: one candidate, so there is nothing to choose from. Name two models, or ask for "
-                "samples: --samples 4."
+                f"--combine {combine}: candidates: {candidates}, and {needed} are needed to choose from{why}. "
+                "Name more models, or ask for samples: --samples 4."
             )
         if combine in ("lora_average", "distributions") and not several:
             raise InputError(f"--combine {combine}: expected two models or more after --model.")
-        if self.how.reward_model:
-            check_reward_model(Path(self.how.reward_model), "", allow_unfit=True, separate=True)
+        if self.how.reward_model and not (Path(self.how.reward_model) / "model" / "reward.json").is_file():
+            raise InputError(
+                f"--reward_model {self.how.reward_model}: no model/reward.json in it. Expected the output folder of a "
+                "finished recipes/reward.py."
+            )
 
     # --- in use -------------------------------------------------------------------------------------------------------
 
@@ -143,15 +149,13 @@ class System:
         for number, (key, load, decoding) in enumerate(self._candidates()):
             summarizer, others = loaded(key, load)
             weights = self.how.weights if others else None
-            own_path = path.with_name(f"{path.name}.{number}") if self.how.combine in CHOOSING else path
-            context = nullcontext()
+            journal = None
             if journals is not None:
-                context = nullcontext(
-                    journals.enter_context(summarizer.journal(own_path, dialogues, decoding, others, weights))
-                )
-            with context as journal:
-                candidates.append(summarizer.summarize(dialogues, decoding, description, journal, others, weights))
-            seconds += journal.seconds_before if journal else 0.0
+                own_path = path.with_name(f"{path.name}.{number}") if self.how.combine in CHOOSING else path
+                journal = journals.enter_context(summarizer.journal(own_path, dialogues, decoding, others, weights))
+                seconds += journal.seconds_before
+            candidates.append(summarizer.summarize(dialogues, decoding, description, journal, others, weights))
+            del summarizer, others  # or they would be there still when the next ones are loaded
         return self._choose(dialogues, candidates, loaded, description), seconds
 
     def _candidates(self) -> list[tuple[str, Callable[[], Any], Decoding]]:
@@ -169,12 +173,12 @@ class System:
             return Summarizer.load(name, *args), []
 
         if self.how.combine == "lora_average":
-            return [(f"average {names} {self.how.weights}", average, self.decoding)]
+            return [(f"average {names} {self.how.weights} {args}", average, self.decoding)]
         if self.how.combine == "distributions":
-            return [(f"together {names}", together, self.decoding)]
+            return [(f"together {names} {args}", together, self.decoding)]
         sample = replace(self.decoding, num_beams=1, do_sample=True, temperature=self.how.sample_temperature)
         decodings = [self.decoding, *(replace(sample, seed=sample.seed + i) for i in range(self.how.samples))]
-        return [(name, partial(alone, name), decoding) for name in names for decoding in decodings]
+        return [(f"{name} {args}", partial(alone, name), decoding) for name in names for decoding in decodings]
 
     def _choose(
         self, dialogues: list[str], candidates: list[list[str]], loaded: OneAtATime, description: str | None
@@ -204,14 +208,21 @@ class System:
                 bases[name] = own["numbers"]
             trained += own["numbers"] if base is not None or run.read_manifest(folder) else 0
             bases[f"adapter {name}"] = own["numbers"] if base is not None else 0
+        if self.how.reward_model:  # an adapter and a head
+            own = models.size_of(Path(self.how.reward_model) / "model")
+            trained, disk = trained + own["numbers"], disk + own["bytes"]
+            bases["reward"] = own["numbers"]
         return {"parameters": sum(bases.values()), "trained_parameters": trained, "disk_bytes": disk}
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides what it writes, as plain values."""
         given = {name: getattr(self.model_args, name) for name in MODEL_SETTINGS}
+        folders = [_absolute(name) for name in (*self.models, *filter(None, [self.how.reward_model]))]
         return {
-            "models": list(self.models),
             **asdict(self.how),
+            "models": folders[: len(self.models)],
+            "reward_model": folders[-1] if self.how.reward_model else None,
+            "weights_of": {name: [[*one] for one in models.weights_of(Path(name))] for name in folders},
             "decoding": asdict(self.decoding),
             **asdict(self.prompt_args),
             "loaded_as": {name: value for name, value in given.items() if value is not None},
@@ -219,32 +230,46 @@ class System:
 
     @classmethod
     def described(cls, description: dict[str, Any]) -> "System":
-        """The system that `describe` described."""
+        """The system that `describe` described.
+
+        Raises:
+            InputError: Something is missing in the description.
+        """
 
         def part(kind: Any, values: dict[str, Any]) -> Any:
             return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})
 
-        return cls(
-            tuple(description["models"]),
-            part(SystemArguments, description),
-            Decoding(**description["decoding"]),
-            ModelArguments(**description["loaded_as"]),
-            part(PromptArguments, description),
-        )
+        try:
+            return cls(
+                tuple(description["models"]),
+                part(SystemArguments, description),
+                Decoding(**description["decoding"]),
+                ModelArguments(**description["loaded_as"]),
+                part(PromptArguments, description),
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"a description of a system that is not whole ({error!r}).") from error
 
     def save(self, folder: Path) -> None:
-        """Writes the system into a new folder, with copies of its own weights: it works wherever the folder goes.
+        """Writes the system into a folder, with copies of its own weights: it works wherever the folder goes.
 
-        Bases of adapters, Hub models and the embedded model are not copied, but named.
+        Bases of adapters, Hub models and the embedded model are not copied, but named. An earlier system in the folder
+        is replaced at the end, for it may be what is copied.
         """
         description = self.describe()
-        run.make_folder(folder)
+        partial_folder = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        run.make_folder(partial_folder)
         description["models"] = [
-            _copied(name, folder, f"{i}-{Path(name).name}") for i, name in enumerate(self.models, 1)
+            _copied(name, partial_folder, f"{i}-{Path(name).name}") for i, name in enumerate(description["models"], 1)
         ]
         if self.how.reward_model:
-            description["reward_model"] = _copied(self.how.reward_model, folder, "reward")
-        run.write_json(description, folder / FILE)
+            description["reward_model"] = _copied(description["reward_model"], partial_folder, "reward")
+        del description["weights_of"]
+        run.write_json(description, partial_folder / FILE)
+        if (folder / FILE).is_file():
+            shutil.rmtree(folder)
+        partial_folder.rename(folder)
 
     @classmethod
     def load(
@@ -275,22 +300,35 @@ class System:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: not a whole system ({error!r}). Choose it anew with --select.") from error
         free = replace(decoding, batch_size=Decoding.batch_size)
-        if how != SystemArguments() or free != Decoding() or (prompt_args or PromptArguments()) != PromptArguments():
+        given = any(getattr(model_args or NO_MODEL, name) != getattr(NO_MODEL, name) for name in MODEL_SETTINGS)
+        prompts = (prompt_args or PromptArguments()) != PromptArguments()
+        if how != SystemArguments() or free != Decoding() or given or prompts:
             raise InputError(
                 f"--model {name_or_path}: a chosen system, with decoding, prompt and post-processing of its own. Leave "
                 f"those options out, or change {file}."
             )
-        return replace(system, decoding=replace(system.decoding, batch_size=decoding.batch_size))
+        if decoding.batch_size != Decoding.batch_size:
+            system = replace(system, decoding=replace(system.decoding, batch_size=decoding.batch_size))
+        return system
 
 
-MODEL_SETTINGS = ("load_in_4bit", "load_in_8bit", "dtype", "attn_implementation")
+MODEL_SETTINGS = (*models.QUANTISATION, "dtype", "attn_implementation", "model_revision")
+NO_MODEL = ModelArguments()
+
+
+def _absolute(name: str) -> str:
+    """A folder by its whole path, which holds wherever a program is started; a Hub name as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _copied(name: str, folder: Path, new_name: str) -> str:
-    """A local folder's name within `folder`, after copying it there without its checkpoints; a Hub name as it is."""
+    """A local folder's name within `folder`, after copying its weights there; a Hub name as it is."""
     if not Path(name).is_dir():
         return name
-    shutil.copytree(name, folder / new_name, ignore=shutil.ignore_patterns("checkpoint-*", "data"), dirs_exist_ok=True)
+    left_out = shutil.ignore_patterns("checkpoint-*", "data", "*.pt", "*.pth", "*.partial")
+    shutil.copytree(name, folder / new_name, ignore=left_out)
+    if (manifest := run.read_manifest(name)) is not None:  # which for a checkpoint lies beside it
+        run.write_json(manifest, folder / new_name / run.MANIFEST)
     return new_name
 
 
@@ -324,8 +362,9 @@ def systems_of(
 
 def _short_names(names: list[str]) -> list[str]:
     """The last parts of each path, as many as tell it from the others."""
-    for parts in range(1, max(len(Path(name).parts) for name in names) + 1):
-        short = ["-".join(Path(name).parts[-parts:]) for name in names]
+    pieces = [[part for part in Path(name).parts if part.strip("/\\")] for name in names]
+    for parts in range(1, max(map(len, pieces)) + 1):
+        short = ["-".join(own[-parts:]) for own in pieces]
         if len(set(short)) == len(short):
             return short
     raise InputError(f"--model {' '.join(names)}: the same model twice; name each once.")

@@ -4,7 +4,6 @@ Each completion has noise of its own, drawn from the seed and its place in the r
 prompts share its batch, on how many processes there are, or on whether the run was stopped in between.
 """
 
-import random
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import InputError
+from alignment.generation import tokens_at
 from alignment.head import contiguous_head
 from alignment.ppo.prompts import distinct
 from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
@@ -52,12 +52,6 @@ def encode_prompts(
             )
         encoded.append(ids)
     return encoded
-
-
-def noise(seed: int, places: list[int], tokens: int) -> Tensor:
-    """A number from 0 to 1 for each token (N x C, float64), for completions told apart by their places in the run."""
-    sources = [random.Random(f"{seed} {place}") for place in places]
-    return torch.tensor([[source.random() for _ in range(tokens)] for source in sources], dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -98,9 +92,7 @@ def sample(
             logits = logits[runs]
             cache.batch_select_indices(runs)
         for t in range(numbers.shape[1]):
-            cumulative = (logits / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-            target = numbers[alive, t].unsqueeze(1) * cumulative[:, -1:]  # which rounding keeps from being just 1
-            tokens = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[1] - 1)  # n x 1
+            tokens = tokens_at(logits / temperature, numbers[alive, t])  # n x 1
             for row, token in zip(alive, tokens.squeeze(1).tolist(), strict=True):
                 completions[row].append(token)
             going_on = (tokens.squeeze(1) != end_token_id).nonzero().squeeze(1)

@@ -28,13 +28,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from alignment import models
 from alignment.errors import InputError
-from alignment.generation import Decoding, generate
+from alignment.generation import Decoding, generate, noise
 from alignment.ppo import math as ppo
 from alignment.ppo.config import PPOConfig, count_steps
 from alignment.ppo.guards import RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import Roles
-from alignment.ppo.rollout import Scorer, encode_prompts, judge, micro_batches, noise, sample, score
+from alignment.ppo.rollout import Scorer, encode_prompts, judge, micro_batches, sample, score
 from alignment.run import last_checkpoint, say, write_json
 from alignment.training import AdapterCheckpoints, add_callbacks
 

@@ -288,7 +288,9 @@ def test_predictions_whose_ids_do_not_match(rows, telling, data, evaluate_flags,
 
 
 def test_a_model_and_predictions_at_once(evaluate_flags, tmp_path):
-    refused(evaluate.main, evaluate_flags(predictions="predictions.csv"), tmp_path, "--model and --predictions")
+    refused(
+        evaluate.main, evaluate_flags(predictions="predictions.csv"), tmp_path, "--model, --predictions and --compare"
+    )
 
 
 # --- the real command -------------------------------------------------------------------------------------------------

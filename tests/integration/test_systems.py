@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from alignment.summarizer import Summarizer
 from recipes import evaluate, sft, summarize
 from reward.consensus import consensus
 from reward.model import RewardModel, head_of, load_scorer
-from reward.system import System
+from reward.system import OneAtATime, System, SystemArguments
 
 TOKENS = 8
 
@@ -138,7 +139,7 @@ def test_an_average_and_mixed_distributions_are_systems_too(score, trained, dial
 
 
 def test_the_sizes_are_those_of_base_and_adapters(score, trained, tiny_model):
-    folder = score(combine="mbr")
+    folder = score(combine="lora_average")
     base = models.size_of(tiny_model)
     own = [models.size_of(one) for one in trained]
     assert base["numbers"] > 100_000 > own[0]["numbers"] > 1000
@@ -148,6 +149,30 @@ def test_the_sizes_are_those_of_base_and_adapters(score, trained, tiny_model):
     assert result["disk_bytes"] == sum(one["bytes"] for one in own)
 
 
+def test_a_sample_does_not_depend_on_its_batch_or_on_a_kill(trained, dialogues):
+    summarizer, texts = Summarizer.load(str(trained[0])), dialogues_in(dialogues)
+    together = summarizer.summarize(texts, Decoding(do_sample=True, batch_size=4))
+    assert summarizer.summarize(texts, Decoding(do_sample=True, batch_size=1)) == together
+    assert summarizer.summarize(texts, Decoding(do_sample=True, seed=1)) != together
+    assert len(set(together)) == len(texts)
+
+
+def test_a_system_works_without_journals(trained, dialogues):
+    system = System(tuple(map(str, trained)), SystemArguments(combine="mbr", samples=1))
+    summaries, seconds = system.summarize(dialogues_in(dialogues))
+    assert len(summaries) == 4
+    assert seconds == 0
+
+
+def test_systems_on_one_model_with_different_prompts_keep_apart(trained, dialogues):
+    loaded, texts = OneAtATime(), dialogues_in(dialogues)
+    chat, usual = (
+        System((str(trained[0]),), prompt_args=PromptArguments(prompt_form=form)) for form in ("chat", "instruction")
+    )
+    first, second = (system.summarize(texts, loaded=loaded)[0] for system in (chat, usual))
+    assert first != second == usual.summarize(texts)[0]
+
+
 def test_a_killed_system_goes_on_with_the_candidates_it_has(score, monkeypatch, tmp_path):
     whole = score(tmp_path / "whole", combine="mbr", **SAMPLES)
     add, added = Journal.add, []
@@ -155,7 +180,7 @@ def test_a_killed_system_goes_on_with_the_candidates_it_has(score, monkeypatch, 
     def add_and_die(journal: Journal, index: int, text: str) -> None:
         add(journal, index, text)
         added.append(index)
-        if len(added) == 8:  # of 2 x 3 x 4
+        if len(added) == 9:  # of 2 x 3 x 4
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Journal, "add", add_and_die)
@@ -164,7 +189,7 @@ def test_a_killed_system_goes_on_with_the_candidates_it_has(score, monkeypatch, 
     made: list[int] = []
     monkeypatch.setattr(Journal, "add", lambda journal, index, text: made.append(index) or add(journal, index, text))
     folder = score(combine="mbr", **SAMPLES)
-    assert len(made) == 24  # eight taken over, and the others made
+    assert len(made) == 24  # nine taken over, and the others made
     assert predictions_in(folder) == predictions_in(whole)
     assert sorted(file.name for file in folder.iterdir()) == ["dialogues.jsonl", "predictions.csv", "results.json"]
 
@@ -259,6 +284,44 @@ def test_nothing_that_is_there_is_overwritten(compared):
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
+def test_the_best_may_be_chosen_again_from_itself(compared, trained, dialogues, tmp_path, score):
+    report = compared(select="strict")
+    again = score(tmp_path / "again", model=[report / "best"])
+    flags = ["--select", "strict", "--output_dir", str(report), "--overwrite_output_dir", "true"]
+    evaluate.main(["--compare", str(again), "--profiles", "strict", *flags])
+    chosen = System.load(str(report / "best"))
+    assert all(list(Path(one).glob("*.safetensors")) for one in chosen.models)
+    assert (
+        chosen.summarize(dialogues_in(dialogues))[0]
+        == System.load(str(report / "best")).summarize(dialogues_in(dialogues))[0]
+    )
+
+
+def test_a_chosen_checkpoint_keeps_prompt_and_length(score, trained, tmp_path, dialogues):
+    checkpoint = shutil.copytree(trained[0], tmp_path / "run" / "checkpoint-2")
+    shutil.move(checkpoint / "manifest.json", tmp_path / "run" / "manifest.json")
+    (checkpoint / "optimizer.pt").write_bytes(b"not to be kept")
+    folder = score(tmp_path / "eval", model=[checkpoint])
+    evaluate.main(["--compare", str(folder), "--select", "strict", "--output_dir", str(tmp_path / "report")])
+    best = tmp_path / "report" / "best"
+    assert [one_line(text) for text in System.load(str(best)).summarize(dialogues_in(dialogues))[0]] == predictions_in(
+        folder
+    )
+    assert not list(best.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("fate", ["gone", "trained anew"])
+def test_weights_that_were_not_scored_are_not_chosen(fate, score, trained, tmp_path):
+    model = Path(shutil.copytree(trained[0], tmp_path / "model"))
+    folder = score(model=[model])
+    if fate == "gone":
+        shutil.rmtree(model)
+    else:
+        os.utime(model / "adapter_model.safetensors", (1, 1))
+    with pytest.raises(InputError, match=r"model is best, but weights of .*model are gone, or are not those that"):
+        evaluate.main(["--compare", str(folder), "--select", "strict", "--output_dir", str(tmp_path / "report")])
+
+
 def test_predictions_alone_cannot_be_chosen(score, tmp_path, dialogues):
     predictions = score(combine="lora_average") / "predictions.csv"
     flags = ["--dataset_path", str(dialogues), "--output_dir", str(tmp_path / "file"), "--profiles", "strict"]
@@ -285,6 +348,11 @@ def test_predictions_alone_cannot_be_chosen(score, tmp_path, dialogues):
         ({"combine": "mbr", "mbr_profile": "rouge"}, "--mbr_profile rouge: expected one of aistages"),
         ({"grid": ["beams=1"]}, "--grid beams=1: expected such as num_beams=1,4"),
         ({"name": "mine"}, "--name mine: there are 2 systems, which have names of their own"),
+        ({"combine": "mbr", "samples": 1, "name": "a/b"}, "--name a/b: becomes part of a file's name"),
+        ({"temperature": 0}, "--temperature 0.0, --top_p 1.0: expected a number above 0"),
+        ({"do_sample": True, "num_beams": 2}, "--do_sample true, --num_beams 2: sample, or search with beams"),
+        ({"grid": ["length_penalty=0.6,1"]}, "--grid length_penalty: has no effect without beams"),
+        ({"grid": ["temperature=0.6,1"]}, "--grid temperature and top_p: have no effect without"),
         ({"select": "strict"}, "--select needs --compare"),
         ({"compare": "runs/x"}, "--model, --predictions and --compare: give one of them"),
     ],
@@ -296,8 +364,10 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(flags, message, score,
 
 
 def test_one_candidate_is_nothing_to_choose_from(score, trained):
-    with pytest.raises(InputError, match="--combine mbr: one candidate, so there is nothing to choose from"):
+    with pytest.raises(InputError, match="--combine mbr: candidates: 1, and 3 are needed to choose from"):
         score(model=trained[:1], combine="mbr")
+    with pytest.raises(InputError, match="candidates: 2, and 3 are needed to choose from: two are as close to each"):
+        score(combine="mbr")  # or the first would win always
     with pytest.raises(InputError, match="--combine lora_average: expected two models or more"):
         score(model=trained[:1], combine="lora_average")
 

@@ -101,7 +101,10 @@ def test_two_processes_write_and_score_what_one_does(tiny_model: Path, dialogues
         flags = f"--model {tiny_model} --dataset_path {dialogues} --max_eval_rows 3 --batch_size 1 --max_new_tokens 8"
         result = launch(config, [*flags.split(), "--output_dir", str(tmp_path / config)], recipe="evaluate")
         assert result.returncode == 0, result.stderr
-        assert sorted(file.name for file in (tmp_path / config).iterdir()) == ["predictions.csv", "results.json"]
+        assert result.stderr.count("Written:") == 1  # two that take themselves for the only one would both say so
+        assert sorted(file.name for file in (tmp_path / config).iterdir()) == [
+            "dialogues.jsonl", "predictions.csv", "results.json",
+        ]  # fmt: skip
     one, two = (tmp_path / config / "predictions.csv" for config in ("cpu", "cpu_two_processes"))
     assert len(one.read_text("utf-8").splitlines()) == 4
     assert two.read_bytes() == one.read_bytes()
