@@ -31,7 +31,10 @@ def select(records: list[Record], entries: list[Entry], profile: str, folder: Pa
     say_winner(rows, profile)
     best = max(rows, key=lambda name: sum(rows[name]))
     entry = runnable[best]
-    system = System.described(entry.system or {})
+    try:
+        system = System.described(entry.system or {})
+    except InputError as error:
+        raise InputError(f"{entry.run}: {error} Evaluate {best} again.") from error
     if (entry.system or {}).get("weights_of") != system.describe()["weights_of"]:
         raise InputError(
             f"--select {profile}: {best} is best, but weights of {', '.join(system.models)} are gone, or are not those "

@@ -322,6 +322,16 @@ def test_weights_that_were_not_scored_are_not_chosen(fate, score, trained, tmp_p
         evaluate.main(["--compare", str(folder), "--select", "strict", "--output_dir", str(tmp_path / "report")])
 
 
+def test_a_result_without_its_settings_is_not_chosen_and_is_named(score, trained, tmp_path):
+    folder = score(model=[trained[0]])
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    for result in results:
+        del result["system"]["loaded_as"]
+    (folder / "results.json").write_text(json.dumps(results), "utf-8")
+    with pytest.raises(InputError, match=rf"{folder.name}: a description .*loaded_as.* Evaluate .*phase1 again"):
+        evaluate.main(["--compare", str(folder), "--select", "strict", "--output_dir", str(tmp_path / "report")])
+
+
 def test_predictions_alone_cannot_be_chosen(score, tmp_path, dialogues):
     predictions = score(combine="lora_average") / "predictions.csv"
     flags = ["--dataset_path", str(dialogues), "--output_dir", str(tmp_path / "file"), "--profiles", "strict"]
