@@ -23,13 +23,12 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
-from transformers.trainer_utils import EvalLoopOutput
 
 from alignment.arguments import ModelArguments, TrainerArguments
 from alignment.data import Record
 from alignment.errors import InputError
+from alignment.held_out import HeldOut, HeldOutRouge, mean_over_tokens
 from alignment.progress import TrainingProgress
-from alignment.sft import HeldOut, mean_over_tokens
 from alignment.training import AdapterCheckpoints, add_callbacks
 
 # What names are masked with in the Korean DialogSum.
@@ -193,7 +192,7 @@ def loss_over_tokens(
     return loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class BaselineTrainer(AdapterCheckpoints, Seq2SeqTrainer):
+class BaselineTrainer(AdapterCheckpoints, HeldOutRouge, Seq2SeqTrainer):
     """transformers' `Seq2SeqTrainer` on examples of `input_ids` and `labels`, with held-out ROUGE.
 
     Args:
@@ -215,14 +214,6 @@ class BaselineTrainer(AdapterCheckpoints, Seq2SeqTrainer):
             logits = model(**inputs).logits.float()
         losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1)
         return None, losses, (labels != -100).sum(1)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Held-out loss and, where there are held-out dialogues, `eval_rouge` of the summaries written for them."""
-        output = super().evaluation_loop(*args, **kwargs)
-        if self.held_out is not None:
-            model, batch_size = self.accelerator.unwrap_model(self.model), self.args.per_device_eval_batch_size
-            output.metrics["eval_rouge"] = self.held_out.rouge(model, self.processing_class, batch_size)
-        return output
 
 
 def make_trainer(

@@ -10,44 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from alignment.arguments import SFTArguments
 from alignment.data import Record
 from alignment.dialogue import encode_example, encode_prompt, end_token_id, instructions_for, prompt_for
-from alignment.generation import Decoding, generate
 from alignment.head import loss_in_head
+from alignment.held_out import HeldOut, HeldOutRouge, mean_over_tokens
 from alignment.progress import TrainingProgress
 from alignment.training import AdapterCheckpoints, add_callbacks
-
-
-@dataclass
-class HeldOut:
-    """Dialogues to summarise at each evaluation, and what scores the summaries."""
-
-    prompts: list[list[int]]
-    references: list[list[str]]
-    score: Callable[[list[str], list[list[str]]], float]
-    end_token_id: int
-    max_new_tokens: int
-
-    def rouge(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> float:
-        """The score of the summaries that the model writes for them now."""
-        texts = generate(
-            model,
-            tokenizer,
-            self.prompts,
-            end_token_id=self.end_token_id,
-            max_new_tokens=self.max_new_tokens,
-            decoding=Decoding(batch_size=batch_size),
-        )
-        return self.score(texts, self.references)
 
 
 @dataclass
@@ -90,7 +65,7 @@ def encode(
     )
 
 
-class DialogueSFTTrainer(AdapterCheckpoints, SFTTrainer):
+class DialogueSFTTrainer(AdapterCheckpoints, HeldOutRouge, SFTTrainer):
     """TRL's `SFTTrainer` on examples of `input_ids` and `labels`, with the head at supervised positions only.
 
     Args:
@@ -99,8 +74,7 @@ class DialogueSFTTrainer(AdapterCheckpoints, SFTTrainer):
 
     def __init__(self, *args: Any, held_out: HeldOut | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.compute_metrics = mean_over_tokens
-        self.held_out = held_out
+        self.compute_metrics, self.held_out = mean_over_tokens, held_out
         config = self.model.config.get_text_config()
         # Scaled or capped logits are made after the head, where `loss_in_head` would miss them: leave those to TRL.
         scales = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
@@ -136,19 +110,6 @@ class DialogueSFTTrainer(AdapterCheckpoints, SFTTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             losses = self._loss_sum(model, inputs, by_row=True)
         return None, losses, (inputs["labels"][:, 1:] != -100).sum(1)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Held-out loss and, where there are held-out dialogues, `eval_rouge` of the summaries written for them."""
-        output = super().evaluation_loop(*args, **kwargs)
-        if self.held_out is not None:
-            model, batch_size = self.accelerator.unwrap_model(self.model), self.args.per_device_eval_batch_size
-            output.metrics["eval_rouge"] = self.held_out.rouge(model, self.processing_class, batch_size)
-        return output
-
-
-def mean_over_tokens(rows: EvalPrediction) -> dict[str, float]:
-    """The mean held-out loss a token, from each row's summed loss and number of supervised tokens."""
-    return {"loss": float(np.sum(rows.predictions) / np.sum(rows.label_ids))}
 
 
 def make_trainer(

@@ -17,6 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
 from alignment.errors import InputError
+from alignment.held_out import HeldOut
 from alignment.seq2seq import (
     BaselineArguments,
     encode_examples,
@@ -25,7 +26,6 @@ from alignment.seq2seq import (
     set_up_tokenizer,
     whole_weights,
 )
-from alignment.sft import HeldOut
 from reward.rouge import PROFILES, rouge
 
 

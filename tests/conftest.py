@@ -1,7 +1,8 @@
 """A tiny real model and tokenizer, made once a session, so that tests train and generate in seconds."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
@@ -21,6 +22,18 @@ from transformers import (
 )
 
 DIALOGUES = Path(__file__).parents[1] / "alignment" / "dialogues" / "ko"
+
+
+@pytest.fixture(scope="module")
+def one_core() -> Iterator[None]:
+    """One core, and so one thread, here and in the processes started from here, which must agree to the bit."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
 
 
 @pytest.fixture(scope="session")

@@ -2,19 +2,16 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recipe_runs import curve, manifest, start_and_kill
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from alignment import run
@@ -24,6 +21,8 @@ from alignment.generation import Decoding
 from alignment.summarizer import Summarizer
 from recipes import baseline, evaluate, sft, summarize
 from reward.rouge import rouge
+
+pytestmark = pytest.mark.usefixtures("one_core")  # which makes runs agree to the bit
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("bart", "t5", "mt5", "mbart")
@@ -37,29 +36,9 @@ QUICK |= {"load_best_model_at_end": False}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """One core, and so one thread, here and in the processes started from here, which must agree to the bit."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
-    yield
-    os.sched_setaffinity(0, cores)
-
-
 def train(flags: list[str]) -> None:
     """As the recipe is started, with its number of threads."""
     run.launch(lambda: baseline.main(flags))
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text("utf-8"))
-
-
-def curve(folder: Path, name: str) -> list[float]:
-    return [line[name] for line in manifest(folder)["log"] if name in line]
 
 
 @pytest.fixture(scope="module")
@@ -365,14 +344,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(flags_for: Any, tmp_pa
     options = {"special_tokens": True, "rouge_eval_rows": 0}
     train(flags_for(tmp_path / "whole", **options))
     flags = flags_for(tmp_path / "out", **options)
-    command, environment = [sys.executable, "recipes/baseline.py", *flags], os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "Baseline step 8/12" in line:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
+    start_and_kill("baseline", flags, when="Baseline step 8/12")
     assert not manifest(tmp_path / "out")["finished"]
     with pytest.raises(InputError, match=r"unfinished run \(checkpoint-\d\)"):
         baseline.main(flags)

@@ -1,19 +1,16 @@
 """recipes/reward.py from end to end on a tiny model: its stages, what it writes, refuses and resumes."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from recipe_runs import start_and_kill
 from test_bad_input import files_in, refused
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -27,6 +24,8 @@ from reward.candidates import CORRUPTED
 from reward.model import RewardModel
 from reward.pairs import BINS
 
+pytestmark = pytest.mark.usefixtures("one_core")  # which makes runs agree to the bit
+
 ROOT = Path(__file__).parents[2]
 ADAPTER = "adapter_model.safetensors"
 SPLITS = ("train", "held_out")
@@ -36,18 +35,6 @@ Flags = Callable[..., list[str]]
 LONG = {"early_stopping_patience": 9, "save_total_limit": 10, "samples": 4, "sample_batch_size": 1}
 # Labels of references and corruptions: no model is loaded.
 QUICK = {"samples": 0, "stage": "label"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """One core, and so one thread, here and in the processes started from here, which must agree to the bit."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
-    yield
-    os.sched_setaffinity(0, cores)
 
 
 @pytest.fixture(scope="module")
@@ -306,22 +293,6 @@ def test_overwriting_samples_and_trains_anew(copied: Path, flags: Flags):
 # --- killed and resumed
 
 
-def start_and_kill(flags: list[str], when: str) -> list[str]:
-    """Starts the recipe, kills it when a line says `when`, and returns the lines up to there."""
-    command = [sys.executable, "recipes/reward.py", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    lines = []
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line)
-            if when in line:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL, "".join(lines)
-    return lines
-
-
 def journaled(folder: Path) -> dict[int, str]:
     """What a killed run had sampled at the first temperature, by its place in the file of samples."""
     _, *lines = (folder / "data" / "train.samples-at-0.7.0.journal").read_bytes().split(b"\n")
@@ -342,9 +313,9 @@ class Killed:
 def killed(flags_for: Flags, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     folder = tmp_path_factory.mktemp("killed") / "out"
     flags = flags_for(folder, **LONG, resume_from_checkpoint=True)
-    start_and_kill(flags, when="Sampling at temperature 0.7: ")
+    start_and_kill("reward", flags, when="Sampling at temperature 0.7: ")
     sampled = journaled(folder)
-    said = start_and_kill(flags, when="Reward model step 5/12")
+    said = start_and_kill("reward", flags, when="Reward model step 5/12")
     checkpoint = folder / "model" / "checkpoint-4" / "trainer_state.json"
     before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
     assert not run.read_manifest(folder / "model")["finished"]

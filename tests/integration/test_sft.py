@@ -5,9 +5,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import curve, manifest, start_and_kill
 from safetensors.torch import load_file
 
 from alignment import run
@@ -23,6 +22,8 @@ from alignment.dialogue import INSTRUCTIONS
 from alignment.errors import InputError
 from alignment.sft import DialogueSFTTrainer
 from recipes import sft
+
+pytestmark = pytest.mark.usefixtures("one_core")  # which makes runs agree to the bit
 
 ROOT = Path(__file__).parents[2]
 ADAPTER = "adapter_model.safetensors"
@@ -34,29 +35,9 @@ LONG = {"num_train_epochs": 4, "phase2_epochs": 4, "eval_steps": 4, "save_steps"
 SHORT = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """One core, and so one thread, here and in the processes started from here, which must agree to the bit."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
-    yield
-    os.sched_setaffinity(0, cores)
-
-
 def train(flags: list[str]) -> None:
     """As the recipe is started, with its number of threads."""
     run.launch(lambda: sft.main(flags))
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text("utf-8"))
-
-
-def curve(folder: Path, name: str) -> list[float]:
-    return [line[name] for line in manifest(folder)["log"] if name in line]
 
 
 def unfinish(folder: Path, last_step: int) -> None:
@@ -234,33 +215,17 @@ def test_an_output_folder_below_a_file_is_refused(sft_flags_for: Flags, tmp_path
 # Killed and resumed
 
 
-def start_and_kill(flags: list[str], when: str) -> list[str]:
-    """Starts the recipe, kills it when a line says `when`, and returns the lines up to there."""
-    command = [sys.executable, "recipes/sft.py", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    lines = []
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line)
-            if when in line:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL, "".join(lines)
-    return lines
-
-
 @pytest.fixture(scope="module")
 def resumed(finished: Path, sft_flags_for: Flags, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run killed in phase 1, in its second epoch, then in phase 2 in the same way, then ended."""
     folder = tmp_path_factory.mktemp("resumed") / "out"
     flags = sft_flags_for(folder, **LONG)
-    start_and_kill(flags, when="Phase 1 step 5/12")
+    start_and_kill("sft", flags, when="Phase 1 step 5/12")
     half_written = folder / "phase1" / "checkpoint-11"
     half_written.mkdir()
     shutil.copy(finished / "phase1" / ADAPTER, half_written)
 
-    said = start_and_kill([*flags, "--resume_from_checkpoint", "true"], when="Phase 2 step 5/12")
+    said = start_and_kill("sft", [*flags, "--resume_from_checkpoint", "true"], when="Phase 2 step 5/12")
     assert re.search("Phase 1: going on from .*/checkpoint-[48]\\.", "".join(said))
     assert not manifest(folder / "phase2")["finished"]
     train([*flags, "--resume_from_checkpoint", "true"])

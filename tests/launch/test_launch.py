@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from recipe_runs import curve, manifest
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -38,14 +38,6 @@ def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
 def launch(config: str, flags: list[str], recipe: str = "sft") -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
     return execute([*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), f"recipes/{recipe}.py", *flags])
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text("utf-8"))
-
-
-def curve(folder: Path, name: str) -> list[float]:
-    return [line[name] for line in manifest(folder)["log"] if name in line]
 
 
 @pytest.fixture(scope="module")
