@@ -41,8 +41,7 @@ class EvaluateArguments:
     predictions: str | None = field(default=None, metadata={"help": "Score this file (fname,summary), not a model."})
     name: str | None = field(default=None, metadata={"help": "The system's name in the table, where there is one."})
     grid: list[str] | None = field(
-        default=None,
-        metadata={"help": "Decoding options to try in every combination: num_beams=1,4 length_penalty=0.6,1."},
+        default=None, metadata={"help": "Decoding options, every combination: num_beams=1,4 length_penalty=0.6,1."}
     )
     profiles: list[str] | None = field(
         default=None, metadata={"help": f"ROUGE profiles, of {', '.join(PROFILES)}; by default those of the language."}
@@ -67,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--model, --predictions and --compare: give one of them.")
     if (args.select and not args.compare) or (args.submission and not args.select):
         raise InputError("--select needs --compare, and --submission needs --select.")
+    if args.compare and (how, decoding) != (SystemArguments(), Decoding()):
+        raise InputError("--compare: reads what was written. Leave out the options of systems and decoding.")
     for flag, names in (("--profiles", args.profiles or []), ("--select", [args.select] if args.select else [])):
         if unknown := [name for name in names if name not in PROFILES]:
             raise InputError(f"{flag} {unknown[0]}: expected some of {', '.join(PROFILES)}.")

@@ -276,6 +276,13 @@ def test_a_chosen_system_keeps_its_own_decoding(compared, dialogues, tmp_path):
         summarize.main(["--model", str(best), "--input", str(dialogues), "--output", str(tmp_path / "o.csv")])
 
 
+@pytest.mark.parametrize("flags", [{"num_beams": 2}, {"combine": "mbr"}])
+def test_a_comparison_takes_no_decoding(compared, flags, tmp_path):
+    with pytest.raises(InputError, match="--compare: reads what was written. Leave out the options of systems"):
+        compared(**flags)
+    assert not (tmp_path / "report").exists()
+
+
 def test_nothing_that_is_there_is_overwritten(compared):
     folder = compared(select="strict")
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
