@@ -62,23 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     else:
         system = System(tuple(names), how, decoding, model_args, prompt_args)
 
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(args.input)
-        if args.input == "-":
-            source = Path(folder) / "standard input"
-            source.write_bytes(sys.stdin.buffer.read())
-        is_text = source.is_file() and is_plain_text(source, data.column_names(row_args.columns))
-        if is_text:
-            dialogues = [block.strip() for block in read_text(source).split("\n\n") if block.strip()]
-            ids = []
-        else:
-            options = {"bad_rows": row_args.bad_rows, "columns": row_args.columns}
-            records, rejected = data.load_records(args.input if args.input != "-" else source, split="eval", **options)
-            if args.output != "-":
-                data.write_rejected(rejected, f"{output}.rejected.jsonl")
-            elif rejected:
-                run.say(f"{len(rejected)} bad rows have no summary.")
-            dialogues, ids = [record.dialogue for record in records], [record.id for record in records]
+    dialogues, ids, rejected = read_standard_input(row_args) if args.input == "-" else read(args.input, row_args)
+    if args.output != "-":
+        data.write_rejected(rejected, f"{output}.rejected.jsonl")
+    elif rejected:
+        run.say(f"{len(rejected)} bad rows have no summary.")
 
     description = "Summarising" if len(dialogues) > 1 else None
     with ExitStack() as journals:
@@ -86,9 +74,29 @@ def main(argv: list[str] | None = None) -> None:
         summaries = fill_empty(dialogues, mend(dialogues, raw, system.how.postprocess))
         if run.is_main_process():
             destination = sys.stdout if args.output == "-" else output
-            write_lines(summaries, destination) if is_text else write_submission(ids, summaries, destination)
+            write_lines(summaries, destination) if ids is None else write_submission(ids, summaries, destination)
     if args.output != "-":
         run.say(f"{len(summaries)} summaries written to {output}.")
+
+
+def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | None, list[data.Rejected]]:
+    """Dialogues, their ids, which plain text has none of, and bad rows."""
+    if Path(source).is_file() and is_plain_text(Path(source), data.column_names(row_args.columns)):
+        return [block.strip() for block in read_text(Path(source)).split("\n\n") if block.strip()], None, []
+    options = {"bad_rows": row_args.bad_rows, "columns": row_args.columns}
+    records, rejected = data.load_records(source, split="eval", **options)
+    return [record.dialogue for record in records], [record.id for record in records], rejected
+
+
+def read_standard_input(row_args: RowArguments) -> tuple[list[str], list[str] | None, list[data.Rejected]]:
+    """As `read`, and what is wrong is said of standard input."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "standard input"
+        source.write_bytes(sys.stdin.buffer.read())
+        try:
+            return read(str(source), row_args)
+        except InputError as error:
+            raise InputError(str(error).replace(str(source), source.name)) from error
 
 
 if __name__ == "__main__":

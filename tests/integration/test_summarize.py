@@ -109,6 +109,16 @@ def test_standard_input(content, run, capsys, monkeypatch):
     assert capsys.readouterr().out == expected != ""
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [("", "standard input: the file is empty"), ("fname,dialogue\n1,\n", "standard input: 1 bad of 1 rows")],
+)
+def test_what_is_wrong_is_said_of_standard_input(content, fault, run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content.encode())))
+    with pytest.raises(InputError, match=f"^{fault}"):
+        run()
+
+
 def test_a_real_pipe_has_the_summary_and_nothing_else_on_standard_output(tiny_model, summaries, tmp_path):
     recipe = Path(summarize.__file__)
     command = [sys.executable, recipe, "--model", tiny_model, "--max_new_tokens", "8", "--dtype", "float32"]

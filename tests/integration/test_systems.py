@@ -278,7 +278,7 @@ def test_a_chosen_system_keeps_its_own_decoding(compared, dialogues, tmp_path):
 
 @pytest.mark.parametrize("flags", [{"num_beams": 2}, {"combine": "mbr"}])
 def test_a_comparison_takes_no_decoding(compared, flags, tmp_path):
-    with pytest.raises(InputError, match="--compare: reads what was written. Leave out the options of systems"):
+    with pytest.raises(InputError, match=r"--compare: reads what was written. Leave out the options of systems"):
         compared(**flags)
     assert not (tmp_path / "report").exists()
 
