@@ -262,6 +262,23 @@ def test_the_best_system_works_alone_and_writes_what_was_scored(compared, dialog
     assert predictions_in(folder, "submission.csv") == expected
 
 
+def test_a_submission_that_was_killed_is_ended_by_the_same_command(compared, dialogues, monkeypatch, tmp_path):
+    add = Journal.add
+
+    def add_and_die(journal: Journal, index: int, text: str) -> None:
+        add(journal, index, f"표시 {index}")  # made again, it would be another text
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "add", add_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        compared(select="strict", submission=dialogues)
+    monkeypatch.undo()
+    assert not (tmp_path / "report" / "submission.csv").exists()
+    report = compared(select="strict", submission=dialogues)
+    assert sum("표시" in text for text in predictions_in(report, "submission.csv")) == 1
+    assert not list(report.glob("*.journal"))
+
+
 def test_a_chosen_system_keeps_its_own_decoding(compared, dialogues, tmp_path):
     best = compared(select="strict") / "best"
     for flags in (["--num_beams", "4"], ["--max_new_tokens", "4"], ["--postprocess", "all"]):
