@@ -50,8 +50,9 @@ from transformers import (
 from alignment.arguments import SFTArguments
 from alignment.head import loss_in_head
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
-from alignment.ppo.roles import ADAPTER, HEAD, RewardRole, RewardStart
-from alignment.ppo.rollout import judge
+from alignment.ppo.prompts import join
+from alignment.ppo.roles import ADAPTER, HEAD, POLICY, REFERENCE, RewardRole, RewardStart
+from alignment.ppo.rollout import judge_batch
 from alignment.sft import DialogueSFTTrainer
 
 GIB = 2**30
@@ -157,20 +158,27 @@ def sft_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str
 def ppo_update(roles: Roles, optimizer: torch.optim.Optimizer) -> None:
     """An update as `PPOTrainer` makes it, but for the tokens between the first and the last of a completion."""
     device, prompt, new = roles.device, PROMPT_TOKENS, NEW_TOKENS
+    prompts = [[i, *[1] * (prompt - 1)] for i in range(PPO_BATCH)]  # none equal, or it would be read once
     ids, mask = (torch.ones(PPO_BATCH, prompt + new, dtype=torch.long, device=device) for _ in range(2))
     with torch.no_grad():  # sample
-        cache = roles.model(ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+        cache = join(roles.read_prompts(prompts, POLICY), device)
+        roles.model(ids[:, prompt - 1 : -1], attention_mask=mask[:, :-1], past_key_values=cache, logits_to_keep=1)
         logits = roles.model(ids[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
         logits[:, -1].float().softmax(-1).cumsum(-1, dtype=torch.float64)
         del cache, logits
-    RewardRole(roles, 0)(ids, mask, mask.cumsum(1) - 1)
+    cache = join(roles.read_prompts(prompts, roles.prompt_role), device)
+    RewardRole(roles, 0)(ids[:, prompt - 1 :], mask, mask.cumsum(1) - 1, cache, use_cache=True)
+    del cache
+    roles.read_prompts(prompts, REFERENCE)
+    # What is read waits in host memory. Where that is the device, the whole of it would count: so a part is read again.
+    read = [roles.read_prompts(prompts[:PPO_MICRO_BATCH], role) for role in (POLICY, REFERENCE, roles.prompt_role)]
     micro = {
         f"{part}_{kind}": torch.ones(PPO_MICRO_BATCH, tokens, dtype=dtype, device=device)
         for part, tokens in (("prompt", prompt), ("completion", new))
         for kind, dtype in (("ids", torch.long), ("mask", torch.bool))
     }
-    said = judge(roles, micro, 1.0, reread_prompts=False)
-    prompts = {name: said[name] for name in ("policy_prompts", "value_prompts")}
+    judge_batch(roles, micro, 1.0, *read)
+    prompts = {"policy_prompts": read[0], "value_prompts": read[2]}
     log_probs, _, values = roles(**micro, **prompts, temperature=1.0)
     (log_probs.sum() + values.sum()).backward()
     optimizer.step()

@@ -1,48 +1,87 @@
 """Prompts that are read once: keys and values of all but their last token, for whatever goes on from there."""
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from alignment.errors import InputError
 
 
-def distinct(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """True at the first row (N) of each run of equal rows, and the run that each row is in (N)."""
-    same = (ids[1:] == ids[:-1]).all(1) & (mask[1:] == mask[:-1]).all(1)
-    first = torch.cat([same.new_ones(1), ~same])
-    return first, first.cumsum(0) - 1
+@dataclass(eq=False)
+class Prompt:
+    """All but the last token of a prompt as a role has read it, in host memory.
+
+    Attributes:
+        tokens: How many those are (t).
+        layers: Keys and values of each layer (heads x t or its window x d); none where t is 0.
+        empty: A cache of the same kinds of layers.
+    """
+
+    tokens: int
+    layers: list[tuple[Tensor, Tensor]]
+    empty: Cache | None
 
 
-@dataclass
-class Prompts:
-    """Keys and values of the distinct prompts of a batch, in host memory, and which of them each row has (B)."""
-
-    cache: Cache
-    runs: Tensor
-
-    @classmethod
-    def keep(cls, cache: Cache, runs: Tensor) -> "Prompts":
-        """What a model has just read."""
-        return cls(_copied(cache, torch.device("cpu")), runs.cpu())
-
-    def on(self, device: torch.device) -> Cache:
-        """A cache for all rows, which may grow."""
-        cache = _copied(self.cache, device)
-        if len(self.runs) > int(self.runs[-1]) + 1:
-            cache.batch_select_indices(self.runs.to(device))
-        return cache
+def pad(
+    rows: Sequence[Sequence[int]], pad_token_id: int, side: str, tokens: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as a block (N x the longest, or `tokens`), and its mask: True where a token is."""
+    width = tokens or max(map(len, rows))
+    ids, mask = torch.full((len(rows), width), pad_token_id), torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[i, place], mask[i, place] = torch.tensor(row, dtype=torch.long), True
+    return ids, mask
 
 
-def _copied(cache: Cache, device: torch.device) -> Cache:
-    """Keys and values on a device, as a cache of its own, which may grow without the other."""
-    if not all(hasattr(layer, "keys") for layer in cache.layers):
+def split(cache: Cache, tokens: list[int]) -> list[Prompt]:
+    """The rows of a cache, each with this many tokens after its padding.
+
+    Raises:
+        InputError: The model keeps something else than keys and values.
+    """
+    if any(
+        type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.keys is None for layer in cache.layers
+    ):
         raise InputError("This model keeps a state besides keys and values, which PPO here does not support.")
-    copied = copy(cache)
-    copied.layers = [copy(layer) for layer in cache.layers]
-    for layer in copied.layers:
-        layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
-    return copied
+    host = [(layer.keys.cpu(), layer.values.cpu()) for layer in cache.layers]
+    empty = copy(cache)
+    empty.layers = [copy(layer) for layer in cache.layers]
+    for layer in empty.layers:
+        layer.keys = layer.values = None
+    rows = []
+    for i, count in enumerate(tokens):
+        own = [slice(max(0, keys.shape[2] - count), None) for keys, _ in host]
+        pairs = [(keys[i, :, part], values[i, :, part]) for part, (keys, values) in zip(own, host, strict=True)]
+        rows.append(Prompt(count, pairs, empty))
+    return rows
+
+
+def join(prompts: list[Prompt], device: torch.device) -> Cache | None:
+    """A cache of these rows (B), padded on the left, which may grow; None where no row has a token."""
+    longest = max(prompts, key=lambda prompt: prompt.tokens)
+    if longest.empty is None or not longest.tokens:
+        return None
+    rows = list(dict.fromkeys(prompts))
+    cache = copy(longest.empty)
+    cache.layers = [copy(layer) for layer in longest.empty.layers]
+    for i, layer in enumerate(cache.layers):
+        layer.keys, layer.values = (_stack([row.layers[i][which] for row in rows]).to(device) for which in (0, 1))
+        if layer.is_sliding:
+            layer.cumulative_length = longest.tokens
+    if len(rows) < len(prompts):
+        cache.batch_select_indices(torch.tensor([rows.index(prompt) for prompt in prompts], device=device))
+    return cache
+
+
+def _stack(rows: list[Tensor]) -> Tensor:
+    longest = max(row.shape[1] for row in rows)
+    if len(rows) == 1:  # a view: what grows is a copy
+        return rows[0].unsqueeze(0)
+    return torch.stack([F.pad(row, (0, 0, longest - row.shape[1], 0)) for row in rows])

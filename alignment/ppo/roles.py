@@ -8,9 +8,10 @@ Prior art: TRL #373; Hydra-RLHF (arXiv 2309.00754); LLaMA-Factory's `reward_mode
 reward model (LLaMA-Factory #1563), scaled to foresee the first scores.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from alignment.errors import InputError
 from alignment.head import TokenLogProbs
-from alignment.ppo.prompts import Prompts, distinct
+from alignment.ppo.prompts import Prompt, join, pad, split
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward", "value"  # PEFT saves "default" at the top
 ADAPTER, HEAD = f"adapter_{SAFE_WEIGHTS_NAME}", "head.safetensors"
@@ -113,6 +114,7 @@ class Roles(nn.Module):
                 self.value_head.weight.copy_(weight / reward.deviation)
                 self.value_head.bias.fill_(-reward.mean / reward.deviation)
         self.checkpointing = False
+        self.known: dict[tuple[int, ...], Prompt] = {}
         self._activate(POLICY)
 
     def _add(self, role: str, like: str) -> None:
@@ -179,12 +181,12 @@ class Roles(nn.Module):
         )
         return output.last_hidden_state, output.past_key_values
 
-    def _before(self, batch: MicroBatch, role: str, prompts: Prompts | None) -> Tensor:
+    def _before(self, batch: MicroBatch, role: str, prompts: list[Prompt] | None) -> Tensor:
         """Hidden states that each completion token follows (B x C x H), the prompt read anew where it is not given."""
         mask, last = batch["completion_mask"], batch["prompt_ids"].shape[1] - 1
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"][:, :-1]], dim=1)
         whole = torch.cat([batch["prompt_mask"], mask[:, :-1]], dim=1).long()
-        cache, start = (None, 0) if prompts is None else (prompts.on(self.device), last)
+        cache, start = (None, 0) if prompts is None else (join(prompts, self.device), last)
         # Recomputing would meet a cache that has grown since, and in the value's backward pass the policy.
         recomputed = nullcontext() if role == POLICY and cache is None else self._no_checkpointing()
         with recomputed, self.acting(role):
@@ -192,7 +194,7 @@ class Roles(nn.Module):
         return hidden[:, last - start :]
 
     def log_probs(
-        self, batch: MicroBatch, temperature: float = 1.0, role: str = POLICY, prompts: Prompts | None = None
+        self, batch: MicroBatch, temperature: float = 1.0, role: str = POLICY, prompts: list[Prompt] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy at each completion token (both B x C, 0 where there is none)."""
         mask = batch["completion_mask"]
@@ -203,20 +205,28 @@ class Roles(nn.Module):
         return log_probs, entropy
 
     @torch.no_grad()
-    def read_prompts(self, batch: MicroBatch, role: str) -> Prompts | None:
-        """All but the last token of each prompt, as a role reads them; None where that is nothing.
-
-        Rows with the same prompt follow each other.
-        """
-        if batch["prompt_ids"].shape[1] < 2:
-            return None
-        first, runs = distinct(batch["prompt_ids"], batch["prompt_mask"])
-        ids, mask = batch["prompt_ids"][first, :-1], batch["prompt_mask"][first, :-1]
+    def read_prompts(self, prompts: Sequence[Sequence[int]], role: str) -> list[Prompt]:
+        """All but the last token of each prompt (N), as a role reads them: together, and equal ones once."""
+        rows = list(dict.fromkeys(map(tuple, prompts)))
+        ids, mask = (block.to(self.device) for block in pad([row[:-1] for row in rows], 0, "left"))
+        if ids.shape[1] == 0:
+            return [Prompt(0, [], None)] * len(prompts)
         with self._no_checkpointing(), self.acting(role):
             _, cache = self._hidden(ids, mask.long(), keep=True)
-        return Prompts.keep(cache, runs)
+        read = dict(zip(rows, split(cache, [len(row) - 1 for row in rows]), strict=True))
+        return [read[tuple(prompt)] for prompt in prompts]
 
-    def values(self, batch: MicroBatch, prompts: Prompts | None) -> Tensor:
+    @contextmanager
+    def knowing(self, prompts: Sequence[Sequence[int]], read: list[Prompt]) -> Iterator[None]:
+        """Within it, the reward reads none of these prompts again, which `prompt_role` has read."""
+        if self.prompt_role == REWARD:
+            self.known = dict(zip(map(tuple, prompts), read, strict=True))
+        try:
+            yield
+        finally:
+            self.known = {}
+
+    def values(self, batch: MicroBatch, prompts: list[Prompt]) -> Tensor:
         """The value before each completion token (B x C), given what `read_prompts` of `prompt_role` returned."""
         hidden = self._before(batch, VALUE, prompts)
         return self.value_head(hidden.float()).squeeze(-1) * batch["completion_mask"]
@@ -236,8 +246,8 @@ class Roles(nn.Module):
         prompt_mask: Tensor,
         completion_ids: Tensor,
         completion_mask: Tensor,
-        policy_prompts: Prompts | None,
-        value_prompts: Prompts | None,
+        policy_prompts: list[Prompt] | None,
+        value_prompts: list[Prompt],
         temperature: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, entropies and values (B x C each); the backward pass may follow at once.
@@ -309,6 +319,12 @@ class RewardRole:
     ) -> SequenceClassifierOutputWithPast:
         """Raw scores (B x 1) and keys and values."""
         roles = self.roles
+        if past_key_values is None and use_cache:
+            blocks = zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True)
+            prompts = [tuple(compress(ids, mask)) for ids, mask in blocks]
+            if all(prompt in roles.known and len(prompt) > 1 for prompt in prompts):
+                past_key_values = join([roles.known[prompt] for prompt in prompts], self.device)
+                input_ids = input_ids[:, -1:]
         with roles._no_checkpointing(), roles.acting(REWARD):
             hidden, cache = roles._hidden(input_ids, attention_mask, past_key_values, use_cache)
         places = torch.arange(input_ids.shape[1], device=input_ids.device)

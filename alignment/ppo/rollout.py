@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from alignment.errors import InputError
 from alignment.generation import tokens_at
 from alignment.head import contiguous_head
-from alignment.ppo.prompts import distinct
+from alignment.ppo.prompts import Prompt, join, pad
 from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
 
 # Called by keyword with `prompts`, `completions` and the data set's other columns; one number for each completion.
@@ -56,64 +56,71 @@ def encode_prompts(
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel,
+    roles: Roles,
     prompts: list[list[int]],
+    read: list[Prompt],
     numbers: Tensor,
     end_token_id: int,
     pad_token_id: int,
     temperature: float,
 ) -> list[list[int]]:
-    """Samples a completion for each prompt, with its end token if it came to one.
-
-    A prompt is read once, for all of its completions if they follow each other; rows that have ended leave the batch.
+    """Samples the policy's completion of each prompt, with its end token if it came to one; such rows leave the batch.
 
     Args:
         prompts: Token ids of each prompt, unpadded (N).
+        read: What the policy has read of them (N).
         numbers: `noise` (N x C): each token is where the cumulative distribution reaches its number.
     """
-    device = model.device
-    ids, mask = pad(prompts, pad_token_id, "left")
-    ids, mask, numbers = ids.to(device), mask.to(device), numbers.to(device)
+    device, model = roles.device, roles.model
+    ids, mask = (block.to(device) for block in pad(prompts, pad_token_id, "left"))
+    tokens, numbers, cache = ids[:, -1:], numbers.to(device), join(read, device)
     completions: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # the prompt of each row
-
-    def read(ids: Tensor, mask: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = model(
-            input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        return output.logits[:, -1].float(), output.past_key_values
-
     with contiguous_head(model):
-        first, runs = distinct(ids, mask)
-        logits, cache = read(ids[first], mask[first], None)
-        if not first.all():
-            logits = logits[runs]
-            cache.batch_select_indices(runs)
         for t in range(numbers.shape[1]):
-            tokens = tokens_at(logits / temperature, numbers[alive, t])  # n x 1
+            output = model(
+                input_ids=tokens, attention_mask=mask.long(), position_ids=mask.sum(1, keepdim=True) - 1,
+                past_key_values=cache, use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            cache = output.past_key_values
+            tokens = tokens_at(output.logits[:, -1].float() / temperature, numbers[alive, t])  # n x 1
             for row, token in zip(alive, tokens.squeeze(1).tolist(), strict=True):
                 completions[row].append(token)
             going_on = (tokens.squeeze(1) != end_token_id).nonzero().squeeze(1)
-            if not len(going_on) or t + 1 == numbers.shape[1]:
+            if not len(going_on):
                 break
             if len(going_on) < len(alive):
                 cache.batch_select_indices(going_on)
                 alive = [alive[i] for i in going_on.tolist()]
+            tokens = tokens[going_on]
             mask = torch.cat([mask[going_on], mask.new_ones(len(going_on), 1)], dim=1)
-            logits, cache = read(tokens[going_on], mask, cache)
     return completions
 
 
-def pad(rows: list[list[int]], pad_token_id: int, side: str, tokens: int | None = None) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as a block (N x the longest, or `tokens`), and its mask: True where a token is."""
-    width = tokens or max(map(len, rows))
-    ids, mask = torch.full((len(rows), width), pad_token_id), torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[i, place], mask[i, place] = torch.tensor(row), True
-    return ids, mask
+def complete(
+    roles: Roles,
+    prompts: list[list[int]],
+    numbers: Tensor,
+    end_token_id: int,
+    pad_token_id: int,
+    temperature: float,
+    together: int,
+) -> tuple[list[list[int]], list[Prompt], list[Prompt]]:
+    """Completions of a rollout, as `sample` makes them, `together` at a time; and what policy and value have read (N).
+
+    The value reads as `prompt_role` does, which is the reward where that is on this base.
+    """
+    completions: list[list[int]] = []
+    of_policy: list[Prompt] = []
+    of_value: list[Prompt] = []
+    for start in range(0, len(prompts), together):
+        part = slice(start, start + together)
+        of_value += roles.read_prompts(prompts[part], roles.prompt_role)
+        of_policy += roles.read_prompts(prompts[part], POLICY)
+        completions += sample(
+            roles, prompts[part], of_policy[part], numbers[part], end_token_id, pad_token_id, temperature
+        )
+    return completions, of_policy, of_value
 
 
 def micro_batches(
@@ -166,23 +173,53 @@ def score(scorers: dict[str, Scorer], rows: Dataset, texts: list[str]) -> dict[s
     return raw
 
 
-@torch.no_grad()
-def judge(roles: Roles, batch: MicroBatch, temperature: float, reread_prompts: bool) -> dict[str, Any]:
-    """What policy, reference and value say of a micro-batch before it is learnt from, on the CPU.
+def judge(
+    roles: Roles,
+    prompts: list[list[int]],
+    completions: list[list[int]],
+    policy_prompts: list[Prompt] | None,
+    value_prompts: list[Prompt],
+    pad_token_id: int,
+    batch_size: int,
+    read_together: int,
+    temperature: float,
+) -> list[dict[str, Any]]:
+    """Micro-batches of a rollout, and what the roles say of each.
 
-    Returns:
-        `old_log_probs`, `ref_log_probs`, `entropy` and `old_values` (B x C each), and the prompts as policy (None where
-        each step reads them anew) and value have read them.
+    Args:
+        policy_prompts: What the policy has read (N); None to have prompts read anew by policy and reference.
+        read_together: Prompts that the policy has read at a time, whole micro-batches: so does the reference.
+    """
+    judged = []
+    reads = policy_prompts is not None and roles.prompt_role != REFERENCE
+    for i, batch in enumerate(micro_batches(prompts, completions, pad_token_id, batch_size)):
+        start = i * batch_size
+        if reads and start % read_together == 0:
+            of_part = roles.read_prompts(prompts[start : start + read_together], REFERENCE)
+        rows, within = slice(start, start + batch_size), start % read_together
+        of_policy, of_value = policy_prompts and policy_prompts[rows], value_prompts[rows]
+        of_reference = of_part[within : within + batch_size] if reads else of_policy and of_value
+        judged.append(batch | judge_batch(roles, batch, temperature, of_policy, of_reference, of_value))
+    return judged
+
+
+@torch.no_grad()
+def judge_batch(
+    roles: Roles,
+    batch: MicroBatch,
+    temperature: float,
+    policy_prompts: list[Prompt] | None,
+    reference_prompts: list[Prompt] | None,
+    value_prompts: list[Prompt],
+) -> dict[str, Any]:
+    """What policy, reference and value say of a micro-batch before it is learnt from, on the CPU (B x C each).
+
+    Policy and reference read the prompts anew where they are None. Both have read them in the same batches, or rounding
+    would look like KL.
     """
     moved = {name: tensor.to(roles.device) for name, tensor in batch.items()}
-    value_prompts = roles.read_prompts(moved, roles.prompt_role)
-    policy_prompts = ref_prompts = None
-    if not reread_prompts:  # the reference reads as the policy does, or rounding would look like KL
-        policy_prompts = roles.read_prompts(moved, POLICY)
-        shared = roles.prompt_role == REFERENCE
-        ref_prompts = value_prompts if shared else roles.read_prompts(moved, REFERENCE)
     log_probs, entropy = roles.log_probs(moved, temperature, POLICY, policy_prompts)
-    ref_log_probs, _ = roles.log_probs(moved, temperature, REFERENCE, ref_prompts)
+    ref_log_probs, _ = roles.log_probs(moved, temperature, REFERENCE, reference_prompts)
     old_values = roles.values(moved, value_prompts)
     return {
         "old_log_probs": log_probs.cpu(), "ref_log_probs": ref_log_probs.cpu(), "entropy": entropy.cpu(),

@@ -34,7 +34,7 @@ from alignment.ppo.config import PPOConfig, count_steps
 from alignment.ppo.guards import RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import Roles
-from alignment.ppo.rollout import Scorer, encode_prompts, judge, micro_batches, sample, score
+from alignment.ppo.rollout import Scorer, complete, encode_prompts, judge, score
 from alignment.run import last_checkpoint, say, write_json
 from alignment.training import AdapterCheckpoints, add_callbacks
 
@@ -141,8 +141,8 @@ class PPOTrainer(AdapterCheckpoints):
                     tokens = self._sum(torch.stack([batch["completion_mask"].sum() for batch in chosen]).sum())
                     yield from (batch | {"tokens": tokens, "update": update} for batch in chosen)
             for batch in rollout:  # the trainer beneath holds on to the last ones while the next rollout is made
-                for prompts in filter(None, (batch["policy_prompts"], batch["value_prompts"])):
-                    prompts.cache.layers.clear()
+                for prompt in (*(batch["policy_prompts"] or ()), *batch["value_prompts"]):
+                    prompt.layers.clear()
 
     def _go_back(self, update: int) -> None:
         """Ends a run whose policy went too far from the reference, with the policy of the last checkpoint."""
@@ -171,12 +171,10 @@ class PPOTrainer(AdapterCheckpoints):
         numbers = noise(args.seed, places, self.max_new_tokens)
         pad_id, micro = self.processing_class.pad_token_id, args.per_device_train_batch_size
         self.roles.eval()
-        completions: list[list[int]] = []
-        for start in range(0, len(rows), args.generation_batch_size):
-            part = slice(start, start + args.generation_batch_size)
-            completions += sample(
-                self.roles.model, prompts[part], numbers[part], self.end_token_id, pad_id, args.temperature
-            )
+        together = micro * max(1, args.generation_batch_size // micro)
+        completions, of_policy, of_value = complete(
+            self.roles, prompts, numbers, self.end_token_id, pad_id, args.temperature, together
+        )
         texts = self._texts(completions)
         if not any(gather_object(texts)):
             raise InputError(
@@ -184,12 +182,13 @@ class PPOTrainer(AdapterCheckpoints):
                 "what the model was trained on: it ends its answers before the first word."
             )
         sampled_seconds = time.monotonic() - started
-        raw = self._score(self.train_dataset.select(rows), texts)
+        with self.roles.knowing(prompts, of_value):
+            raw = self._score(self.train_dataset.select(rows), texts)
         combined = self._combine(raw)
         relative = ppo.leave_one_out(combined, each)
         ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
-        batches = micro_batches(prompts, completions, pad_id, micro)
-        batches = [batch | judge(self.roles, batch, args.temperature, args.reread_prompts) for batch in batches]
+        read = (None if args.reread_prompts else of_policy, of_value)
+        batches = judge(self.roles, prompts, completions, *read, pad_id, micro, together, args.temperature)
         whole = {
             name: torch.cat([batch[name] for batch in batches])
             for name in ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")

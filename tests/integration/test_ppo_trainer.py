@@ -17,10 +17,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
 from alignment.errors import InputError
+from alignment.generation import noise
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
 from alignment.ppo import rollout as rollouts
 from alignment.ppo.guards import reward_hacking
-from alignment.ppo.roles import REFERENCE
+from alignment.ppo.roles import POLICY, REFERENCE
 from alignment.run import last_checkpoint, silence_libraries
 
 LETTERS = [chr(97 + i) for i in range(14)]
@@ -178,21 +179,26 @@ def test_the_split_into_micro_batches_does_not_matter(tmp_path: Path, reread: bo
 # Rollouts
 
 
+def sampled(prompts: list[list[int]], numbers: torch.Tensor, **how: Any) -> list[list[int]]:
+    roles = Roles(model())
+    return rollouts.sample(roles, prompts, roles.read_prompts(prompts, POLICY), numbers, **how)
+
+
 def test_a_completion_does_not_depend_on_what_shares_its_batch():
     prompts = [[5, 6, 7], [8], [8], [9, 10, 11, 12]]  # one of them twice, which is read once
-    numbers = rollouts.noise(0, [0, 1, 2, 3], 8)
+    numbers = noise(0, [0, 1, 2, 3], 8)
     how = {"end_token_id": 1, "pad_token_id": 0, "temperature": 1.0}
-    together = rollouts.sample(model(), prompts, numbers, **how)
-    alone = [rollouts.sample(model(), [p], numbers[i : i + 1], **how)[0] for i, p in enumerate(prompts)]
+    together = sampled(prompts, numbers, **how)
+    alone = [sampled([p], numbers[i : i + 1], **how)[0] for i, p in enumerate(prompts)]
     assert together == alone
     assert len({tuple(ids) for ids in together}) == 4
 
 
 def test_tokens_are_sampled_as_often_as_they_are_likely():
     prompt = [5, 6, 7]
-    numbers = rollouts.noise(0, list(range(4000)), 1)
-    sampled = rollouts.sample(model(), [prompt] * 4000, numbers, end_token_id=1, pad_token_id=0, temperature=0.7)
-    shares = torch.bincount(torch.tensor(sampled).flatten(), minlength=16) / 4000
+    numbers = noise(0, list(range(4000)), 1)
+    tokens = sampled([prompt] * 4000, numbers, end_token_id=1, pad_token_id=0, temperature=0.7)
+    shares = torch.bincount(torch.tensor(tokens).flatten(), minlength=16) / 4000
     with torch.no_grad():
         expected = (model()(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
     torch.testing.assert_close(shares, expected, rtol=0, atol=0.03)
@@ -201,7 +207,7 @@ def test_tokens_are_sampled_as_often_as_they_are_likely():
 def test_a_completion_stops_at_its_end_token():
     prompts = [[5 + i % 8] for i in range(64)]
     how = {"end_token_id": 1, "pad_token_id": 0, "temperature": 1.0}
-    completions = rollouts.sample(model(), prompts, rollouts.noise(0, list(range(64)), 8), **how)
+    completions = sampled(prompts, noise(0, list(range(64)), 8), **how)
     assert all(1 not in ids[:-1] for ids in completions)
     assert any(ids[-1] == 1 and len(ids) < 8 for ids in completions)
     assert all(len(ids) == 8 for ids in completions if ids[-1] != 1)
@@ -489,10 +495,10 @@ RESUMED = {
 }
 # What is about to be called, and for which time, when the process is killed.
 MOMENTS = {
-    "before anything": ("alignment.ppo.trainer.sample", 1),
-    "in the first rollout": ("alignment.ppo.trainer.judge", 2),
+    "before anything": ("alignment.ppo.rollout.sample", 1),
+    "in the first rollout": ("alignment.ppo.rollout.judge_batch", 2),
     "between sampling and scoring": ("alignment.ppo.trainer.score", 3),
-    "in the third rollout": ("alignment.ppo.trainer.sample", 3),
+    "in the third rollout": ("alignment.ppo.rollout.sample", 3),
     "before a mini-batch": ("alignment.ppo.trainer.PPOTrainer.compute_loss", 6),
     "between forward and step": ("torch.optim.AdamW.step", 7),
     "while saving the policy": ("alignment.ppo.roles.save_file", 4),

@@ -71,8 +71,12 @@ def roles(case: Case) -> Roles:
 
 
 @pytest.fixture
-def batch(case: Case) -> dict[str, Tensor]:
-    prompts = [[token for token in row if token] for row in case.queries.tolist()]
+def prompts(case: Case) -> list[list[int]]:
+    return [[token for token in row if token] for row in case.queries.tolist()]
+
+
+@pytest.fixture
+def batch(case: Case, prompts: list[list[int]]) -> dict[str, Tensor]:
     completions = [row[: int(n)] for row, n in zip(case.responses.tolist(), case.mask.sum(1), strict=True)]
     (batch,) = micro_batches(prompts, completions, pad_token_id=0, batch_size=4)
     return batch
@@ -83,19 +87,21 @@ def test_the_fixture_has_what_its_names_say():
     assert 0 < (~Case("ended").mask).any(1).sum() < 4
 
 
-def test_log_probs_of_policy_and_reference(case: Case, roles: Roles, batch: dict[str, Tensor]):
+def test_log_probs_of_policy_and_reference(
+    case: Case, roles: Roles, batch: dict[str, Tensor], prompts: list[list[int]]
+):
     mask = batch["completion_mask"]
     for role, recorded in ((POLICY, case.logprobs), (REFERENCE, case.ref_logprobs)):
         ours, _ = roles.log_probs(batch, TEMPERATURE, role)
         close(ours[mask], recorded[:, : mask.shape[1]][mask])
-        ours, _ = roles.log_probs(batch, TEMPERATURE, role, roles.read_prompts(batch, role))
+        ours, _ = roles.log_probs(batch, TEMPERATURE, role, roles.read_prompts(prompts, role))
         close(ours[mask], recorded[:, : mask.shape[1]][mask])
     assert (case.logprobs - case.ref_logprobs)[case.mask].abs().max() > 0.05  # two roles, not one
 
 
-def test_values(case: Case, roles: Roles, batch: dict[str, Tensor]):
+def test_values(case: Case, roles: Roles, batch: dict[str, Tensor], prompts: list[list[int]]):
     mask = batch["completion_mask"]
-    ours = roles.values(batch, roles.read_prompts(batch, roles.prompt_role))
+    ours = roles.values(batch, roles.read_prompts(prompts, roles.prompt_role))
     close(ours[mask], case.values[:, : mask.shape[1]][mask])
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +20,7 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -26,9 +28,10 @@ from transformers import (
 from alignment.errors import InputError
 from alignment.models import add_adapter
 from alignment.ppo import Roles
-from alignment.ppo.prompts import Prompts
+from alignment.ppo.prompts import Prompt
 from alignment.ppo.roles import HEAD, POLICY, REFERENCE, REWARD, VALUE, RewardRole, RewardStart
 from alignment.ppo.rollout import micro_batches
+from reward.model import make_batch, read
 
 SIZE = {
     "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -45,6 +48,13 @@ ARCHITECTURES = {
 }
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15, 16]]
 COMPLETIONS = [[20, 21, 22, 1], [23, 1], [24, 25, 26, 27, 28]]
+
+
+def words() -> PreTrainedTokenizerFast:
+    """A word for each token."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w0")), pad_token="w0"
+    )
 
 
 def randomise(model: PeftModel, seed: int) -> PeftModel:
@@ -82,7 +92,7 @@ def batch() -> dict[str, Tensor]:
 
 
 def forward(roles: Roles, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    of_value = roles.read_prompts(batch, roles.prompt_role)
+    of_value = roles.read_prompts(PROMPTS, roles.prompt_role)
     return roles(**batch, policy_prompts=None, value_prompts=of_value, temperature=1.0)
 
 
@@ -105,7 +115,7 @@ def test_log_probs_are_those_of_the_model_alone(name: str, batch: dict[str, Tens
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_prompts_read_once_give_the_same_log_probs(name: str, batch: dict[str, Tensor]):
     roles = Roles(adapted(1, name))
-    ours, _ = roles.log_probs(batch, prompts=roles.read_prompts(batch, POLICY))
+    ours, _ = roles.log_probs(batch, prompts=roles.read_prompts(PROMPTS, POLICY))
     torch.testing.assert_close(ours, roles.log_probs(batch)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -114,23 +124,66 @@ def test_a_prompt_that_several_rows_share_is_read_once(name: str):
     roles = Roles(adapted(1, name))
     rows = [PROMPTS[1], PROMPTS[1], PROMPTS[0], PROMPTS[1]]
     (batch,) = micro_batches(rows, [*COMPLETIONS, [30, 1]], pad_token_id=0, batch_size=4)
-    prompts = roles.read_prompts(batch, POLICY)
-    assert len(prompts.cache.layers[0].keys) == 3
+    prompts = roles.read_prompts(rows, POLICY)
+    assert prompts[0] is prompts[1] is prompts[3] is not prompts[2]
     ours, _ = roles.log_probs(batch, prompts=prompts)
     torch.testing.assert_close(ours, roles.log_probs(batch)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("apart", [True, False])
+def test_how_many_prompts_are_read_together_changes_nothing(name: str, apart: bool, batch: dict[str, Tensor]):
+    roles = Roles(adapted(1, name))
+    expected, _ = roles.log_probs(batch)
+    if apart:
+        own = [roles.read_prompts([prompt], POLICY)[0] for prompt in PROMPTS]
+        ours, _ = roles.log_probs(batch, prompts=own)
+    else:  # and go on apart
+        own = roles.read_prompts(PROMPTS, POLICY)
+        parts = micro_batches(PROMPTS, COMPLETIONS, pad_token_id=0, batch_size=1)
+        both = zip(parts, own, strict=True)
+        ours = torch.cat([roles.log_probs(part, prompts=[prompt])[0] for part, prompt in both])
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_reward_does_not_read_again_what_is_known(reward: RewardStart):
+    roles = Roles(adapted(1), reward)
+    role, one = RewardRole(roles, pad_token_id=0), make_batch(PROMPTS, [[ids] for ids in COMPLETIONS], words())
+    expected = read(role, one)
+    tokens = []
+    counting = roles.model.get_base_model().base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    read(role, one)
+    of_all = sum(tokens)
+    tokens.clear()
+    with roles.knowing(PROMPTS, known := roles.read_prompts(PROMPTS, REWARD)):
+        tokens.clear()
+        torch.testing.assert_close(read(role, one), expected, rtol=1e-4, atol=1e-5)
+    assert of_all - sum(tokens) == 3 * (7 - 1)  # three rows as long as the longest prompt, but for its last token
+    with roles.knowing(PROMPTS[:2], known[:2]):  # one is not known: all are read
+        tokens.clear()
+        read(role, one)
+    assert sum(tokens) == of_all
+    counting.remove()
+    assert torch.equal(read(role, one), expected)
 
 
 def test_prompts_read_once_give_the_gradient_of_the_completion_alone(batch: dict[str, Tensor]):
     roles = Roles(adapted(1))
     policy = roles._of(POLICY)
 
-    def gradients(prompts: Prompts | None) -> list[Tensor]:
+    def gradients(prompts: list[Prompt] | None) -> list[Tensor]:
         return list(torch.autograd.grad(roles.log_probs(batch, prompts=prompts)[0].sum(), policy, allow_unused=True))
 
     def cut(_: Any, args: Any, output: Tensor) -> Tensor:
         return torch.cat([output[:, :last].detach(), output[:, last:]], dim=1)
 
-    ours, whole, last = gradients(roles.read_prompts(batch, POLICY)), gradients(None), batch["prompt_ids"].shape[1] - 1
+    ours, whole, last = (
+        gradients(roles.read_prompts(PROMPTS, POLICY)),
+        gradients(None),
+        batch["prompt_ids"].shape[1] - 1,
+    )
     for name, module in roles.model.get_base_model().named_modules():
         if name.endswith(("k_proj", "v_proj")):
             module.register_forward_hook(cut)
@@ -144,7 +197,7 @@ def test_prompts_read_once_give_the_gradient_of_the_completion_alone(batch: dict
 def test_values_begin_as_a_head_on_the_whole_text(name: str, batch: dict[str, Tensor]):
     alone, roles = adapted(1, name).eval(), Roles(adapted(1, name))
     torch.nn.init.normal_(roles.value_head.weight)
-    ours = roles.values(batch, roles.read_prompts(batch, roles.prompt_role))
+    ours = roles.values(batch, roles.read_prompts(PROMPTS, roles.prompt_role))
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         with torch.no_grad():
             hidden = alone.get_base_model().base_model(torch.tensor([prompt + completion])).last_hidden_state
@@ -188,7 +241,7 @@ def test_the_value_begins_as_the_centred_score(reward: RewardStart):
     text = torch.tensor([whole])
     raw = RewardRole(roles, 0)(text, torch.ones_like(text), torch.arange(len(whole)).unsqueeze(0)).logits.item()
     (batch,) = micro_batches([PROMPTS[0]], [[*COMPLETIONS[0], 30]], pad_token_id=0, batch_size=1)
-    after_the_end = roles.values(batch, roles.read_prompts(batch, roles.prompt_role))[0, -1].item()
+    after_the_end = roles.values(batch, roles.read_prompts(PROMPTS[:1], roles.prompt_role))[0, -1].item()
     assert after_the_end == pytest.approx((raw - 0.5) / 2.0, rel=1e-4)
 
 
