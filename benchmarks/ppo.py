@@ -58,7 +58,7 @@ def scratch_python() -> Path:
     return python
 
 
-def ours(folder: Path, updates: int) -> None:
+def ours(folder: Path, updates: int, micro_batch: int) -> None:
     """Our contender: waits for its turn before an update, and tells how long it took."""
     import torch
     from datasets import Dataset
@@ -105,7 +105,8 @@ def ours(folder: Path, updates: int) -> None:
         model=roles,
         args=PPOConfig(
             output_dir=str(folder / "ours"), num_updates=updates, rollout_batch_size=PROMPTS, num_ppo_epochs=EPOCHS,
-            per_device_train_batch_size=1, gradient_accumulation_steps=PROMPTS, max_new_tokens=NEW_TOKENS,
+            per_device_train_batch_size=micro_batch, gradient_accumulation_steps=PROMPTS // micro_batch,
+            max_new_tokens=NEW_TOKENS,
             generation_batch_size=PROMPTS, learning_rate=1e-5, eval_strategy="no", save_strategy="no",
             value_warmup_updates=0,
         ),
@@ -122,14 +123,12 @@ def main() -> None:
     parser.add_argument("--dataset_path", default="embedded-ko", help="dialogues")
     parser.add_argument("--updates", type=int, default=3, help="updates of each contender")
     parser.add_argument("--against-trl", action="store_true", help="measure trl 1.12 too")
-    parser.add_argument(
-        "--trl_micro_batch", type=int, default=PROMPTS, help="dialogues a micro-batch of trl; 8 at most"
-    )
+    parser.add_argument("--micro_batch", type=int, default=4, help="dialogues a micro-batch of either, of 8")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ours:
-        ours(options.ours, options.updates)
+        ours(options.ours, options.updates, options.micro_batch)
         return
 
     from alignment import data, dialogue, models
@@ -153,11 +152,11 @@ def main() -> None:
         # No completion ends before 32 tokens: to both, the end is a token that is never written.
         (folder / "never.json").write_text(json.dumps(tokenizer.convert_tokens_to_ids("<reponame>")))
 
-        updates = ["--updates", str(options.updates)]
+        updates = ["--updates", str(options.updates), "--micro_batch", str(options.micro_batch)]
         commands = {"ours": [sys.executable, __file__, "--ours", name, *updates]}
         if options.against_trl:
             trl = [str(scratch_python()), str(ROOT / "benchmarks" / "ppo_trl.py"), name, str(options.updates)]
-            commands["trl"] = [*trl, str(options.trl_micro_batch)]
+            commands["trl"] = [*trl, str(options.micro_batch)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         workers = {kind: subprocess.Popen(command, **pipes) for kind, command in commands.items()}
         told = {kind: [] for kind in workers}
@@ -178,14 +177,13 @@ def main() -> None:
     figures |= {
         f"{part}_seconds": statistics.median(line[part] for line in told["ours"]) for part in ("rollout", "learning")
     }
-    figures |= {"updates": options.updates, "prompt_tokens": round(tokens)}
+    figures |= {"updates": options.updates, "prompt_tokens": round(tokens), "micro_batch": options.micro_batch}
     if options.against_trl:
         figures |= {
             "update_seconds_ratio": round(seconds["trl"] / seconds["ours"], 2),
             "peak_memory_ratio": round(peak["trl"] / peak["ours"], 2),
             "trl_update_seconds": round(seconds["trl"], 1),
             "trl_peak_memory_gib": round(peak["trl"], 2),
-            "trl_micro_batch": options.trl_micro_batch,
         }
     if options.json:
         print(json.dumps(figures))
