@@ -52,8 +52,10 @@ from alignment.head import loss_in_head
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
 from alignment.ppo.prompts import join
 from alignment.ppo.roles import ADAPTER, HEAD, POLICY, REFERENCE, RewardRole, RewardStart
-from alignment.ppo.rollout import judge_batch
+from alignment.ppo.rollout import judge_batch, read
 from alignment.sft import DialogueSFTTrainer
+from reward.model import make_batch
+from reward.model import read as score
 
 GIB = 2**30
 SHAPES = {
@@ -140,7 +142,8 @@ class Peak(TorchDispatchMode):
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
     """Attention as a GPU computes it, without a matrix of all tokens by all tokens."""
-    key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
+    if torch.is_grad_enabled():  # the backward pass alone wants grouped heads one by one
+        key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
     attention = torch.ops.aten._scaled_dot_product_efficient_attention
     return attention(query, key, value, None, torch.is_grad_enabled())[0]
 
@@ -161,24 +164,22 @@ def ppo_update(roles: Roles, optimizer: torch.optim.Optimizer) -> None:
     prompts = [[i, *[1] * (prompt - 1)] for i in range(PPO_BATCH)]  # none equal, or it would be read once
     ids, mask = (torch.ones(PPO_BATCH, prompt + new, dtype=torch.long, device=device) for _ in range(2))
     with torch.no_grad():  # sample
-        cache = join(roles.read_prompts(prompts, POLICY), device)
+        cache = join(read(roles, prompts, POLICY, PPO_MICRO_BATCH), device)
         roles.model(ids[:, prompt - 1 : -1], attention_mask=mask[:, :-1], past_key_values=cache, logits_to_keep=1)
         logits = roles.model(ids[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
         logits[:, -1].float().softmax(-1).cumsum(-1, dtype=torch.float64)
         del cache, logits
-    cache = join(roles.read_prompts(prompts, roles.prompt_role), device)
+    cache = join(read(roles, prompts, roles.prompt_role, PPO_MICRO_BATCH), device)
     RewardRole(roles, 0)(ids[:, prompt - 1 :], mask, mask.cumsum(1) - 1, cache, use_cache=True)
     del cache
-    roles.read_prompts(prompts, REFERENCE)
-    # What is read waits in host memory. Where that is the device, the whole of it would count: so a part is read again.
-    read = [roles.read_prompts(prompts[:PPO_MICRO_BATCH], role) for role in (POLICY, REFERENCE, roles.prompt_role)]
+    of_part = [roles.read_prompts(prompts[:PPO_MICRO_BATCH], role) for role in (POLICY, REFERENCE, roles.prompt_role)]
     micro = {
         f"{part}_{kind}": torch.ones(PPO_MICRO_BATCH, tokens, dtype=dtype, device=device)
         for part, tokens in (("prompt", prompt), ("completion", new))
         for kind, dtype in (("ids", torch.long), ("mask", torch.bool))
     }
-    judge_batch(roles, micro, 1.0, *read)
-    prompts = {"policy_prompts": read[0], "value_prompts": read[2]}
+    judge_batch(roles, micro, 1.0, *of_part)
+    prompts = {"policy_prompts": of_part[0], "value_prompts": of_part[2]}
     log_probs, _, values = roles(**micro, **prompts, temperature=1.0)
     (log_probs.sum() + values.sum()).backward()
     optimizer.step()
@@ -270,9 +271,9 @@ def measure(config: PreTrainedConfig, task: str, folder: Path) -> dict[str, floa
         role = RewardRole(roles, 0)
 
         def scorer(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-            texts = [f"{prompt} {completion}" for prompt, completion in zip(prompts, completions, strict=True)]
-            ids, mask = tokenizer(texts, padding=True, return_tensors="pt").to(roles.device).values()
-            return role(ids, mask, (mask.cumsum(1) - 1).clamp(min=0)).logits.squeeze(1).tolist()
+            summaries = [[ids] for ids in tokenizer(completions).input_ids]
+            batch = make_batch(tokenizer(prompts).input_ids, summaries, tokenizer)
+            return score(role, {name: tensor.to(roles.device) for name, tensor in batch.items()}).tolist()
 
         # Each begins in its own way, for a prompt that is there twice is read once.
         prompts = [" ".join([f"w{3 + i}", *["w2"] * (PROMPT_TOKENS - 1)]) for i in range(PPO_BATCH)]

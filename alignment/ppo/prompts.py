@@ -5,7 +5,6 @@ from copy import copy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -50,17 +49,18 @@ def split(cache: Cache, tokens: list[int]) -> list[Prompt]:
         type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.keys is None for layer in cache.layers
     ):
         raise InputError("This model keeps a state besides keys and values, which PPO here does not support.")
-    host = [(layer.keys.cpu(), layer.values.cpu()) for layer in cache.layers]
     empty = copy(cache)
     empty.layers = [copy(layer) for layer in cache.layers]
     for layer in empty.layers:
         layer.keys = layer.values = None
-    rows = []
-    for i, count in enumerate(tokens):
-        own = [slice(max(0, keys.shape[2] - count), None) for keys, _ in host]
-        pairs = [(keys[i, :, part], values[i, :, part]) for part, (keys, values) in zip(own, host, strict=True)]
-        rows.append(Prompt(count, pairs, empty))
-    return rows
+
+    def own(block: Tensor, row: int) -> Tensor:  # copied, or it would keep the others and the padding
+        return block[row, :, max(0, block.shape[2] - tokens[row]) :].to("cpu", copy=True)
+
+    return [
+        Prompt(tokens[row], [(own(layer.keys, row), own(layer.values, row)) for layer in cache.layers], empty)
+        for row in range(len(tokens))
+    ]
 
 
 def join(prompts: list[Prompt], device: torch.device) -> Cache | None:
@@ -81,7 +81,10 @@ def join(prompts: list[Prompt], device: torch.device) -> Cache | None:
 
 
 def _stack(rows: list[Tensor]) -> Tensor:
-    longest = max(row.shape[1] for row in rows)
     if len(rows) == 1:  # a view: what grows is a copy
         return rows[0].unsqueeze(0)
-    return torch.stack([F.pad(row, (0, 0, longest - row.shape[1], 0)) for row in rows])
+    heads, _, size = rows[0].shape
+    block = rows[0].new_zeros(len(rows), heads, max(row.shape[1] for row in rows), size)
+    for i, row in enumerate(rows):
+        block[i, :, block.shape[2] - row.shape[1] :] = row
+    return block

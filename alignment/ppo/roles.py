@@ -218,7 +218,7 @@ class Roles(nn.Module):
 
     @contextmanager
     def knowing(self, prompts: Sequence[Sequence[int]], read: list[Prompt]) -> Iterator[None]:
-        """Within it, the reward reads none of these prompts again, which `prompt_role` has read."""
+        """Within it, the reward goes on from these prompts as `prompt_role` has read them, in batches of no others."""
         if self.prompt_role == REWARD:
             self.known = dict(zip(map(tuple, prompts), read, strict=True))
         try:

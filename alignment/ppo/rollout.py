@@ -54,7 +54,6 @@ def encode_prompts(
     return encoded
 
 
-@torch.no_grad()
 def sample(
     roles: Roles,
     prompts: list[list[int]],
@@ -63,14 +62,35 @@ def sample(
     end_token_id: int,
     pad_token_id: int,
     temperature: float,
+    batch_size: int,
 ) -> list[list[int]]:
-    """Samples the policy's completion of each prompt, with its end token if it came to one; such rows leave the batch.
+    """Samples the policy's completion of each prompt, with its end token if it came to one.
 
     Args:
         prompts: Token ids of each prompt, unpadded (N).
         read: What the policy has read of them (N).
         numbers: `noise` (N x C): each token is where the cumulative distribution reaches its number.
+        batch_size: Completions written at a time; those that have ended leave the batch.
     """
+    completions = []
+    for start in range(0, len(prompts), batch_size):
+        rows = slice(start, start + batch_size)
+        completions += _sample_batch(
+            roles, prompts[rows], read[rows], numbers[rows], end_token_id, pad_token_id, temperature
+        )
+    return completions
+
+
+@torch.no_grad()
+def _sample_batch(
+    roles: Roles,
+    prompts: list[list[int]],
+    read: list[Prompt],
+    numbers: Tensor,
+    end_token_id: int,
+    pad_token_id: int,
+    temperature: float,
+) -> list[list[int]]:
     device, model = roles.device, roles.model
     ids, mask = (block.to(device) for block in pad(prompts, pad_token_id, "left"))
     tokens, numbers, cache = ids[:, -1:], numbers.to(device), join(read, device)
@@ -97,30 +117,10 @@ def sample(
     return completions
 
 
-def complete(
-    roles: Roles,
-    prompts: list[list[int]],
-    numbers: Tensor,
-    end_token_id: int,
-    pad_token_id: int,
-    temperature: float,
-    together: int,
-) -> tuple[list[list[int]], list[Prompt], list[Prompt]]:
-    """Completions of a rollout, as `sample` makes them, `together` at a time; and what policy and value have read (N).
-
-    The value reads as `prompt_role` does, which is the reward where that is on this base.
-    """
-    completions: list[list[int]] = []
-    of_policy: list[Prompt] = []
-    of_value: list[Prompt] = []
-    for start in range(0, len(prompts), together):
-        part = slice(start, start + together)
-        of_value += roles.read_prompts(prompts[part], roles.prompt_role)
-        of_policy += roles.read_prompts(prompts[part], POLICY)
-        completions += sample(
-            roles, prompts[part], of_policy[part], numbers[part], end_token_id, pad_token_id, temperature
-        )
-    return completions, of_policy, of_value
+def read(roles: Roles, prompts: list[list[int]], role: str, batch_size: int) -> list[Prompt]:
+    """What a role reads of these prompts (N), a micro-batch at a time, whatever is sampled together."""
+    parts = range(0, len(prompts), batch_size)
+    return [prompt for start in parts for prompt in roles.read_prompts(prompts[start : start + batch_size], role)]
 
 
 def micro_batches(
@@ -177,29 +177,26 @@ def judge(
     roles: Roles,
     prompts: list[list[int]],
     completions: list[list[int]],
-    policy_prompts: list[Prompt] | None,
+    policy_prompts: list[Prompt],
     value_prompts: list[Prompt],
     pad_token_id: int,
     batch_size: int,
-    read_together: int,
     temperature: float,
 ) -> list[dict[str, Any]]:
     """Micro-batches of a rollout, and what the roles say of each.
 
     Args:
-        policy_prompts: What the policy has read (N); None to have prompts read anew by policy and reference.
-        read_together: Prompts that the policy has read at a time, whole micro-batches: so does the reference.
+        policy_prompts: What the policy has read (N); empty to have prompts read anew by policy and reference.
+        value_prompts: What `prompt_role` has read (N).
     """
     judged = []
-    reads = policy_prompts is not None and roles.prompt_role != REFERENCE
     for i, batch in enumerate(micro_batches(prompts, completions, pad_token_id, batch_size)):
-        start = i * batch_size
-        if reads and start % read_together == 0:
-            of_part = roles.read_prompts(prompts[start : start + read_together], REFERENCE)
-        rows, within = slice(start, start + batch_size), start % read_together
-        of_policy, of_value = policy_prompts and policy_prompts[rows], value_prompts[rows]
-        of_reference = of_part[within : within + batch_size] if reads else of_policy and of_value
-        judged.append(batch | judge_batch(roles, batch, temperature, of_policy, of_reference, of_value))
+        rows = slice(i * batch_size, (i + 1) * batch_size)
+        of_policy = of_reference = None
+        if policy_prompts:
+            of_policy, shared = policy_prompts[rows], roles.prompt_role == REFERENCE
+            of_reference = value_prompts[rows] if shared else roles.read_prompts(prompts[rows], REFERENCE)
+        judged.append(batch | judge_batch(roles, batch, temperature, of_policy, of_reference, value_prompts[rows]))
     return judged
 
 
@@ -214,8 +211,7 @@ def judge_batch(
 ) -> dict[str, Any]:
     """What policy, reference and value say of a micro-batch before it is learnt from, on the CPU (B x C each).
 
-    Policy and reference read the prompts anew where they are None. Both have read them in the same batches, or rounding
-    would look like KL.
+    Policy and reference read the prompts anew where they are None; in the same batches, or rounding would look like KL.
     """
     moved = {name: tensor.to(roles.device) for name, tensor in batch.items()}
     log_probs, entropy = roles.log_probs(moved, temperature, POLICY, policy_prompts)

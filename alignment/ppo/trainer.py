@@ -33,8 +33,8 @@ from alignment.ppo import math as ppo
 from alignment.ppo.config import PPOConfig, count_steps
 from alignment.ppo.guards import RewardHacking
 from alignment.ppo.progress import PPOProgress
-from alignment.ppo.roles import Roles
-from alignment.ppo.rollout import Scorer, complete, encode_prompts, judge, score
+from alignment.ppo.roles import POLICY, Roles
+from alignment.ppo.rollout import Scorer, encode_prompts, judge, read, sample, score
 from alignment.run import last_checkpoint, say, write_json
 from alignment.training import AdapterCheckpoints, add_callbacks
 
@@ -104,9 +104,8 @@ class PPOTrainer(AdapterCheckpoints):
                 "accelerate_configs/multi_gpu.yaml, with --load_in_4bit true where memory is short."
             )
         self.args._n_gpu = 1  # one process sees several GPUs in a notebook; DataParallel would split the roles' caches
-        self.roles = roles
+        self.roles, self.kl_coef = roles, args.kl_coef
         self.loss_is_scaled_for_ga = True
-        self.kl_coef = args.kl_coef
         self.scale: tuple[float, float] | None = None  # mean and deviation of the scores in the first rollout
         self._figures: dict[str, float] = {}  # of the rollout, for the log
         self._sums: list[Tensor] = []  # of the steps since
@@ -171,10 +170,11 @@ class PPOTrainer(AdapterCheckpoints):
         numbers = noise(args.seed, places, self.max_new_tokens)
         pad_id, micro = self.processing_class.pad_token_id, args.per_device_train_batch_size
         self.roles.eval()
-        together = micro * max(1, args.generation_batch_size // micro)
-        completions, of_policy, of_value = complete(
-            self.roles, prompts, numbers, self.end_token_id, pad_id, args.temperature, together
-        )
+        of_policy = read(self.roles, prompts, POLICY, micro)
+        completions = sample(
+            self.roles, prompts, of_policy, numbers, self.end_token_id, pad_id, args.temperature,
+            args.generation_batch_size,
+        )  # fmt: skip
         texts = self._texts(completions)
         if not any(gather_object(texts)):
             raise InputError(
@@ -182,13 +182,14 @@ class PPOTrainer(AdapterCheckpoints):
                 "what the model was trained on: it ends its answers before the first word."
             )
         sampled_seconds = time.monotonic() - started
+        of_value = read(self.roles, prompts, self.roles.prompt_role, micro)
         with self.roles.knowing(prompts, of_value):
             raw = self._score(self.train_dataset.select(rows), texts)
         combined = self._combine(raw)
         relative = ppo.leave_one_out(combined, each)
         ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
-        read = (None if args.reread_prompts else of_policy, of_value)
-        batches = judge(self.roles, prompts, completions, *read, pad_id, micro, together, args.temperature)
+        of_policy = [] if args.reread_prompts else of_policy
+        batches = judge(self.roles, prompts, completions, of_policy, of_value, pad_id, micro, args.temperature)
         whole = {
             name: torch.cat([batch[name] for batch in batches])
             for name in ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")

@@ -181,7 +181,7 @@ def test_the_split_into_micro_batches_does_not_matter(tmp_path: Path, reread: bo
 
 def sampled(prompts: list[list[int]], numbers: torch.Tensor, **how: Any) -> list[list[int]]:
     roles = Roles(model())
-    return rollouts.sample(roles, prompts, roles.read_prompts(prompts, POLICY), numbers, **how)
+    return rollouts.sample(roles, prompts, roles.read_prompts(prompts, POLICY), numbers, **how, batch_size=len(prompts))
 
 
 def test_a_completion_does_not_depend_on_what_shares_its_batch():
@@ -189,6 +189,9 @@ def test_a_completion_does_not_depend_on_what_shares_its_batch():
     numbers = noise(0, [0, 1, 2, 3], 8)
     how = {"end_token_id": 1, "pad_token_id": 0, "temperature": 1.0}
     together = sampled(prompts, numbers, **how)
+    roles = Roles(model())
+    in_pairs = rollouts.sample(roles, prompts, rollouts.read(roles, prompts, POLICY, 3), numbers, **how, batch_size=2)
+    assert in_pairs == together
     alone = [sampled([p], numbers[i : i + 1], **how)[0] for i, p in enumerate(prompts)]
     assert together == alone
     assert len({tuple(ids) for ids in together}) == 4

@@ -331,7 +331,11 @@ def test_killed_then_shared_by_two_the_study_has_as_many_trials_as_asked_for(sea
 def test_a_stopped_trial_is_done_again(search_flags_for: Flags, tmp_path: Path, monkeypatch):
     folder = tmp_path / "out"
     flags = search_flags_for(folder, **ONE, trials=1, objective="eval_loss")
-    monkeypatch.setattr(TrainingProgress, "on_log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+
+    def control_c(*_: Any, **__: Any) -> None:  # no signal: a shell's background jobs ignore it
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingProgress, "on_log", control_c)
     with pytest.raises(KeyboardInterrupt):
         search.main(flags)
     monkeypatch.undo()
