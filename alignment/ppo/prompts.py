@@ -72,7 +72,9 @@ def join(prompts: list[Prompt], device: torch.device) -> Cache | None:
     cache = copy(longest.empty)
     cache.layers = [copy(layer) for layer in longest.empty.layers]
     for i, layer in enumerate(cache.layers):
-        layer.keys, layer.values = (_stack([row.layers[i][which] for row in rows]).to(device) for which in (0, 1))
+        nothing = tuple(block[:, :0] for block in longest.layers[i])  # what a prompt of one token has
+        pairs = [row.layers[i] if row.layers else nothing for row in rows]
+        layer.keys, layer.values = (_stack(blocks).to(device) for blocks in map(list, zip(*pairs, strict=True)))
         if layer.is_sliding:
             layer.cumulative_length = longest.tokens
     if len(rows) < len(prompts):

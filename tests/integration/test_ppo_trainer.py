@@ -498,10 +498,10 @@ RESUMED = {
 }
 # What is about to be called, and for which time, when the process is killed.
 MOMENTS = {
-    "before anything": ("alignment.ppo.rollout.sample", 1),
+    "before anything": ("alignment.ppo.trainer.sample", 1),
     "in the first rollout": ("alignment.ppo.rollout.judge_batch", 2),
     "between sampling and scoring": ("alignment.ppo.trainer.score", 3),
-    "in the third rollout": ("alignment.ppo.rollout.sample", 3),
+    "in the third rollout": ("alignment.ppo.trainer.sample", 3),
     "before a mini-batch": ("alignment.ppo.trainer.PPOTrainer.compute_loss", 6),
     "between forward and step": ("torch.optim.AdamW.step", 7),
     "while saving the policy": ("alignment.ppo.roles.save_file", 4),
