@@ -54,13 +54,13 @@ def encode_prompts(
     return encoded
 
 
+@torch.no_grad()
 def sample(
     roles: Roles,
     prompts: list[list[int]],
     read: list[Prompt],
     numbers: Tensor,
     end_token_id: int,
-    pad_token_id: int,
     temperature: float,
     batch_size: int,
 ) -> list[list[int]]:
@@ -72,48 +72,30 @@ def sample(
         numbers: `noise` (N x C): each token is where the cumulative distribution reaches its number.
         batch_size: Completions written at a time; those that have ended leave the batch.
     """
-    completions = []
-    for start in range(0, len(prompts), batch_size):
-        rows = slice(start, start + batch_size)
-        completions += _sample_batch(
-            roles, prompts[rows], read[rows], numbers[rows], end_token_id, pad_token_id, temperature
-        )
-    return completions
-
-
-@torch.no_grad()
-def _sample_batch(
-    roles: Roles,
-    prompts: list[list[int]],
-    read: list[Prompt],
-    numbers: Tensor,
-    end_token_id: int,
-    pad_token_id: int,
-    temperature: float,
-) -> list[list[int]]:
-    device, model = roles.device, roles.model
-    ids, mask = (block.to(device) for block in pad(prompts, pad_token_id, "left"))
-    tokens, numbers, cache = ids[:, -1:], numbers.to(device), join(read, device)
+    numbers = numbers.to(roles.device)
     completions: list[list[int]] = [[] for _ in prompts]
-    alive = list(range(len(prompts)))  # the prompt of each row
-    with contiguous_head(model):
-        for t in range(numbers.shape[1]):
-            output = model(
-                input_ids=tokens, attention_mask=mask.long(), position_ids=mask.sum(1, keepdim=True) - 1,
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            cache = output.past_key_values
-            tokens = tokens_at(output.logits[:, -1].float() / temperature, numbers[alive, t])  # n x 1
-            for row, token in zip(alive, tokens.squeeze(1).tolist(), strict=True):
-                completions[row].append(token)
-            going_on = (tokens.squeeze(1) != end_token_id).nonzero().squeeze(1)
-            if not len(going_on):
-                break
-            if len(going_on) < len(alive):
-                cache.batch_select_indices(going_on)
-                alive = [alive[i] for i in going_on.tolist()]
-            tokens = tokens[going_on]
-            mask = torch.cat([mask[going_on], mask.new_ones(len(going_on), 1)], dim=1)
+    with contiguous_head(roles.model):
+        for start in range(0, len(prompts), batch_size):
+            alive = list(range(start, min(start + batch_size, len(prompts))))  # the prompt of each row
+            ids, mask = (block.to(roles.device) for block in pad([prompts[i] for i in alive], 0, "left"))
+            tokens, cache = ids[:, -1:], join(read[start : start + batch_size], roles.device)
+            for t in range(numbers.shape[1]):
+                output = roles.model(
+                    input_ids=tokens, attention_mask=mask.long(), position_ids=mask.sum(1, keepdim=True) - 1,
+                    past_key_values=cache, use_cache=True, logits_to_keep=1,
+                )  # fmt: skip
+                cache = output.past_key_values
+                tokens = tokens_at(output.logits[:, -1].float() / temperature, numbers[alive, t])  # n x 1
+                for row, token in zip(alive, tokens.squeeze(1).tolist(), strict=True):
+                    completions[row].append(token)
+                going_on = (tokens.squeeze(1) != end_token_id).nonzero().squeeze(1)
+                if not len(going_on):
+                    break
+                if len(going_on) < len(alive):
+                    cache.batch_select_indices(going_on)
+                    alive = [alive[i] for i in going_on.tolist()]
+                tokens = tokens[going_on]
+                mask = torch.cat([mask[going_on], mask.new_ones(len(going_on), 1)], dim=1)
     return completions
 
 

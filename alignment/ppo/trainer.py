@@ -172,9 +172,8 @@ class PPOTrainer(AdapterCheckpoints):
         self.roles.eval()
         of_policy = read(self.roles, prompts, POLICY, micro)
         completions = sample(
-            self.roles, prompts, of_policy, numbers, self.end_token_id, pad_id, args.temperature,
-            args.generation_batch_size,
-        )  # fmt: skip
+            self.roles, prompts, of_policy, numbers, self.end_token_id, args.temperature, args.generation_batch_size
+        )
         texts = self._texts(completions)
         if not any(gather_object(texts)):
             raise InputError(

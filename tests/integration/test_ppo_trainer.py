@@ -187,7 +187,7 @@ def sampled(prompts: list[list[int]], numbers: torch.Tensor, **how: Any) -> list
 def test_a_completion_does_not_depend_on_what_shares_its_batch():
     prompts = [[5, 6, 7], [8], [8], [9, 10, 11, 12]]  # one of them twice, which is read once
     numbers = noise(0, [0, 1, 2, 3], 8)
-    how = {"end_token_id": 1, "pad_token_id": 0, "temperature": 1.0}
+    how = {"end_token_id": 1, "temperature": 1.0}
     together = sampled(prompts, numbers, **how)
     roles = Roles(model())
     in_pairs = rollouts.sample(roles, prompts, rollouts.read(roles, prompts, POLICY, 3), numbers, **how, batch_size=2)
@@ -200,7 +200,7 @@ def test_a_completion_does_not_depend_on_what_shares_its_batch():
 def test_tokens_are_sampled_as_often_as_they_are_likely():
     prompt = [5, 6, 7]
     numbers = noise(0, list(range(4000)), 1)
-    tokens = sampled([prompt] * 4000, numbers, end_token_id=1, pad_token_id=0, temperature=0.7)
+    tokens = sampled([prompt] * 4000, numbers, end_token_id=1, temperature=0.7)
     shares = torch.bincount(torch.tensor(tokens).flatten(), minlength=16) / 4000
     with torch.no_grad():
         expected = (model()(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
@@ -209,7 +209,7 @@ def test_tokens_are_sampled_as_often_as_they_are_likely():
 
 def test_a_completion_stops_at_its_end_token():
     prompts = [[5 + i % 8] for i in range(64)]
-    how = {"end_token_id": 1, "pad_token_id": 0, "temperature": 1.0}
+    how = {"end_token_id": 1, "temperature": 1.0}
     completions = sampled(prompts, noise(0, list(range(64)), 8), **how)
     assert all(1 not in ids[:-1] for ids in completions)
     assert any(ids[-1] == 1 and len(ids) < 8 for ids in completions)
