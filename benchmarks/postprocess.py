@@ -30,9 +30,9 @@ def main() -> None:
     options = parser.parse_args()
 
     from alignment import data
+    from alignment.speakers import MASK, swap_speakers
     from reward import postprocess
-    from reward.morphemes import MASK
-    from reward.quality import is_cut, swap_speakers, unseen_tags
+    from reward.quality import is_cut, unseen_tags
 
     def fitting_particles(dialogue: str, summary: str) -> str:
         for tag in set(MASK.findall(summary)):

@@ -13,11 +13,11 @@ from alignment.data import Record, fingerprint
 from alignment.errors import InputError
 from alignment.formats import file_rows, write_rows
 from alignment.generation import Decoding
+from alignment.speakers import MASK, mirror_image, swap_speakers, two_speakers
 from alignment.submission import one_line
 from alignment.summarizer import Summarizer
-from reward.morphemes import MASK
 from reward.numerals import numbers
-from reward.quality import role_agreement, swap_speakers
+from reward.quality import role_agreement
 
 _WHOLE_NUMBER = re.compile(r"(?<![\d.:])[1-9][\d,]*(?![\d.:]*\d)")
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+")
@@ -34,19 +34,9 @@ class Candidate:
 
 def swapped_speakers(record: Record, reference: str, rng: random.Random) -> str | None:
     """The reference with two speakers exchanged, or None where that says the same, or there are no two with tags."""
-    tags = _two_speakers(record, reference)
+    tags = two_speakers(record)
     swapped = swap_speakers(reference, *tags) if len(tags) == 2 else reference
     return swapped if swapped != reference and role_agreement(swapped, reference, tags) < 0.5 else None
-
-
-def _two_speakers(record: Record, reference: str) -> list[str]:
-    """The tags of two speakers of the dialogue, those first that the reference names; or fewer."""
-    speakers = _speakers(record.dialogue)
-    return [tag for tag in dict.fromkeys([*MASK.findall(reference), *speakers]) if tag in speakers][:2]
-
-
-def _speakers(dialogue: str) -> list[str]:
-    return list(dict.fromkeys(match.group(1) for match in re.finditer(rf"^({MASK.pattern})\s*:", dialogue, re.M)))
 
 
 def changed_number(record: Record, reference: str, rng: random.Random) -> str | None:
@@ -130,14 +120,11 @@ def mirrored(records: list[Record]) -> tuple[list[Record], list[Candidate]]:
     """
     images, candidates = [], []
     for record in records:
-        reference = record.references[0]
-        swap = swapped_speakers(record, reference, random.Random(0))
-        if swap:
-            name = f"{record.id} mirrored"
-            exchanged = swap_speakers(record.dialogue, *_two_speakers(record, reference))
-            images.append(replace(record, id=name, dialogue=exchanged, references=(swap,)))
-            candidates.append(Candidate(name, "reference", swap))
-            candidates.append(Candidate(name, "speaker_swap", reference))
+        reference, image = record.references[0], mirror_image(record)
+        if image and swapped_speakers(record, reference, random.Random(0)):
+            images.append(replace(image, id=f"{record.id} mirrored"))
+            candidates.append(Candidate(images[-1].id, "reference", image.references[0]))
+            candidates.append(Candidate(images[-1].id, "speaker_swap", reference))
     return images, candidates
 
 

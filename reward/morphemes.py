@@ -2,13 +2,11 @@
 
 import functools
 import importlib
-import re
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from alignment.errors import InputError
-
-MASK = re.compile(r"#[A-Za-z]\w*#", re.ASCII)
+from alignment.speakers import MASK
 
 
 class Morpheme(NamedTuple):

@@ -3,7 +3,8 @@
 import re
 
 from alignment.dialogue import language
-from reward.morphemes import MASK, Morpheme, morphemes
+from alignment.speakers import MASK
+from reward.morphemes import Morpheme, morphemes
 
 _UNITS = {"십": 10, "백": 100, "천": 1000, "만": 10**4, "억": 10**8, "조": 10**12}
 _TENS = {

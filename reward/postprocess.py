@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 
 from alignment.dialogue import language
 from alignment.errors import InputError
-from reward.morphemes import MASK
-from reward.quality import fitting_particle, is_cut
+from alignment.speakers import MASK, fitting_particle
+from reward.quality import is_cut
 from reward.rouge import paired_bootstrap, rouge
 
 # --- leftovers of the tokenizer and of the prompt ---------------------------------------------------------------------

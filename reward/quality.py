@@ -12,7 +12,8 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from alignment.dialogue import language
-from reward.morphemes import MASK, Morpheme, morphemes
+from alignment.speakers import MASK, swap_speakers
+from reward.morphemes import Morpheme, morphemes
 from reward.numerals import numbers
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -98,43 +99,6 @@ def _trigrams(text: str) -> list[tuple[str, ...]]:
 
 
 # --- who does what ----------------------------------------------------------------------------------------------------
-
-# A particle after a tag, by whether the tag's last sound is a consonant or a vowel.
-_PARTICLES = {
-    "은": "는", "이": "가", "을": "를", "과": "와", "으로": "로", "이랑": "랑", "이나": "나", "이라고": "라고",
-}  # fmt: skip
-_AFTER_VOWEL = {vowel: consonant for consonant, vowel in _PARTICLES.items()}
-_CONSONANT_DIGITS = "013678"  # 영, 일, 삼, 육, 칠, 팔 end in a consonant
-# A lone 이 or 가 must not go on: #Person1#이다 is a copula, and right after any tag.
-_AFTER_TAG = "|".join(
-    rf"{particle}(?![가-힣])" if particle in "이가" else particle
-    for particle in sorted([*_PARTICLES, *_AFTER_VOWEL], key=len, reverse=True)
-)
-_TAG_AND_PARTICLE = re.compile(rf"({MASK.pattern})({_AFTER_TAG})?", re.ASCII)
-
-
-def swap_speakers(text: str, one: str, other: str) -> str:
-    """The text with two speaker tags exchanged, and the particles after them made to fit (`은` and `는`)."""
-
-    def exchanged(match: re.Match[str]) -> str:
-        tag, particle = match.group(1), match.group(2) or ""
-        if tag not in (one, other):
-            return match.group()
-        tag = other if tag == one else one
-        return tag + fitting_particle(tag, particle)
-
-    return _TAG_AND_PARTICLE.sub(exchanged, text)
-
-
-def fitting_particle(tag: str, particle: str) -> str:
-    """The form of a particle that fits the last sound of a tag: `은` after #Person1#, `는` after #Person2#."""
-    last = tag.strip("#")[-1]
-    if not last.isdigit():
-        return particle
-    consonant = last in _CONSONANT_DIGITS
-    if particle in ("으로", "로"):  # after ㄹ (일, 칠, 팔) it is 로 as after a vowel
-        return "으로" if consonant and last not in "178" else "로"
-    return _AFTER_VOWEL.get(particle, particle) if consonant else _PARTICLES.get(particle, particle)
 
 
 def role_agreement(summary: str, reference: str, tags: list[str] | None = None) -> float:

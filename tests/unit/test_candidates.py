@@ -14,6 +14,7 @@ from alignment.data import Record, load_records
 from alignment.errors import InputError
 from alignment.formats import write_rows
 from alignment.generation import Decoding
+from alignment.speakers import MASK
 from alignment.summarizer import Summarizer
 from reward.candidates import (
     Candidate,
@@ -27,7 +28,6 @@ from reward.candidates import (
     swapped_speakers,
     without_model,
 )
-from reward.morphemes import MASK
 from reward.numerals import numbers
 from reward.quality import GATES, role_agreement
 

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from alignment.data import load_records
-from reward.morphemes import MASK, morphemes
+from alignment.speakers import MASK
+from reward.morphemes import morphemes
 
 
 @pytest.mark.parametrize(
