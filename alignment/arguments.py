@@ -5,6 +5,7 @@ Fields of TRL's `ModelConfig` and `SFTConfig` keep their names; the classes here
 
 import difflib
 import json
+import math
 import re
 import sys
 from dataclasses import dataclass, field
@@ -225,6 +226,10 @@ class RewardArguments(TrainerArguments, RewardConfig):
     ratings: str | None = field(
         default=None, metadata={"help": "Human ratings: a CSV of id,candidate,rating or of id,chosen,rejected."}
     )
+    attribution_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of who does what, told by who said what, in deviations of the head's scores."},
+    )
     min_accuracy: float = field(
         default=0.65, metadata={"help": "Held-out accuracy below which the model is marked unfit for PPO."}
     )
@@ -244,6 +249,8 @@ class RewardArguments(TrainerArguments, RewardConfig):
             raise InputError(f"--samples {self.samples}: expected 0 or more.")
         if not self.temperatures or not all(0 < temperature <= 5 for temperature in self.temperatures):
             raise InputError(f"--temperatures {self.temperatures}: expected numbers above 0, such as 0.7 1.0.")
+        if not 0 <= self.attribution_weight < math.inf:
+            raise InputError(f"--attribution_weight {self.attribution_weight}: expected 0 or more.")
         if not 0 <= self.min_accuracy <= 1:
             raise InputError(f"--min_accuracy {self.min_accuracy}: expected a share from 0 to 1.")
         super().__post_init__()

@@ -23,6 +23,7 @@ from alignment.generation import Decoding
 from alignment.progress import reset_peak_memory
 from alignment.summarizer import Summarizer
 from reward import candidates, pairs
+from reward.attribution import Attribution
 from reward.labels import LabelArguments, label_candidates, read_ratings, show_examples
 from reward.model import RewardModel, load_scorer
 from reward.report import report, write_report
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     if current.finished:
         run.say(f"Reward model: already done, {current.folder}.")
     else:
-        train_model(current, compared, records, prompting, model_args, args)
+        train_model(current, compared, records, Attribution.fit(train), prompting, model_args, args)
     if args.stage == "report":
         reset_peak_memory()  # the model as it was trained is gone; here it is as it will be used
         judged = RewardModel.load(current.folder), labels["held_out"], compared["held_out"], held_out
@@ -105,6 +106,7 @@ def train_model(
     current: run.Run,
     compared: Pairs,
     records: Records,
+    attribution: Attribution,
     prompting: dict,
     model_args: ModelArguments,
     args: RewardArguments,
@@ -119,8 +121,8 @@ def train_model(
     trainer = make_trainer(model, tokenizer, args, current.folder, examples["train"], examples["held_out"])
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
-    reward_model = RewardModel(model.eval(), **prompting)
-    reward_model.centre(records["held_out"])
+    reward_model = RewardModel(model.eval(), **prompting, attribution=attribution)
+    reward_model.centre(records["held_out"], args.attribution_weight)
     reward_model.save(current.folder)
     current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)
     run.say(f"Reward model: done in {current.manifest['seconds'] / 60:.1f} min, {current.folder}.")

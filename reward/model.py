@@ -1,6 +1,7 @@
 """The reward model: a base with an adapter and a scalar head, which scores summaries of dialogues.
 
-The head is saved apart from the adapter, beside the scale of its scores on reference summaries, which centres it.
+The head is saved apart from the adapter, beside the scale of its scores on reference summaries, which centres it. Who
+does what, which small models guess at, is told by a linear model of its own (reward/attribution.py), and added.
 """
 
 import json
@@ -25,8 +26,9 @@ from alignment.errors import InputError
 from alignment.ppo.roles import RewardRole, RewardStart, Roles, read_head
 from alignment.progress import Progress
 from alignment.run import read_manifest, write_json
+from reward.attribution import Attribution
 
-SCALE = "reward.json"  # prompt form and phase, mean and deviation, slope over log length
+SCALE = "reward.json"  # prompt form and phase, weight of the attribution, mean and deviation, slope over log length
 
 CHUNKS = 4
 
@@ -149,6 +151,10 @@ def _facts(path: str | Path) -> dict[str, Any]:
     return json.loads(scale.read_text(encoding="utf-8"))
 
 
+def _deviation(scores: np.ndarray) -> float:
+    return float(scores.std()) if np.ptp(scores) > 1e-6 else 1.0
+
+
 class RewardModel:
     """Scores summaries of dialogues: 0 is a mean reference summary, 1 a standard deviation better than that.
 
@@ -167,10 +173,13 @@ class RewardModel:
         deviation: float = 1.0,
         length_slope: float = 0.0,
         mean_log_length: float = 0.0,
+        attribution: Attribution | None = None,
+        attribution_weight: float = 0.0,
     ) -> None:
         self.model, self.tokenizer, self.form, self.phase = model, tokenizer, form, phase
         self.mean, self.deviation = mean, deviation
         self.length_slope, self.mean_log_length = length_slope, mean_log_length
+        self.attribution, self.attribution_weight = attribution or Attribution({}), attribution_weight
 
     @classmethod
     def load(cls, path: str | Path, model_args: ModelArguments | None = None) -> "RewardModel":
@@ -185,23 +194,26 @@ class RewardModel:
         load_head(model, path)
         tokenizer = models.load_tokenizer(str(path))
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        return cls(model.to(PartialState().device).eval(), tokenizer, **facts)
+        return cls(model.to(PartialState().device).eval(), tokenizer, attribution=Attribution.load(path), **facts)
 
     @classmethod
     def in_role(cls, roles: Roles, path: str | Path) -> "RewardModel":
         """What recipes/reward.py has left in a folder, where a base that it shares has taken on its role."""
         tokenizer = models.load_tokenizer(str(path))
-        return cls(RewardRole(roles, tokenizer.pad_token_id), tokenizer, **_facts(path))
+        role = RewardRole(roles, tokenizer.pad_token_id)
+        return cls(role, tokenizer, attribution=Attribution.load(path), **_facts(path))
 
     def save(self, path: str | Path) -> None:
         """Writes prompt form and scale beside the adapter and head that the trainer has saved."""
-        names = ("form", "phase", "mean", "deviation", "length_slope", "mean_log_length")
+        names = ("form", "phase", "attribution_weight", "mean", "deviation", "length_slope", "mean_log_length")
         write_json({name: getattr(self, name) for name in names}, Path(path) / SCALE)
+        self.attribution.save(path)
 
     def publish(self, path: str | Path) -> None:
         """Writes a whole model that `AutoModelForSequenceClassification` loads, with its tokenizer.
 
-        Its one logit is the raw score of `prompt + summary + end token`; `reward.json` beside it has the scale.
+        Its one logit is the head's score of `prompt + summary + end token`; what is added to it, and the scale, stand
+        beside it in `attribution.json` and `reward.json`.
         Load it with `dtype="float32"` for the same logits: the head is float32 whatever the base is.
 
         Raises:
@@ -217,23 +229,28 @@ class RewardModel:
         self.tokenizer.save_pretrained(str(path))
         self.save(path)
 
-    def centre(self, records: list[Record]) -> None:
-        """Takes mean, deviation and the slope over log length from the raw scores of the references.
+    def centre(self, records: list[Record], attribution_weight: float = 0.0) -> None:
+        """Takes mean, deviation and the slope over log length from the scores of the references.
 
         Of ten references or fewer there is no slope, and of equal scores no deviation (1 stands in).
+
+        Args:
+            attribution_weight: Of `attribution`, in deviations of the head's scores.
         """
-        self.mean, self.deviation, self.length_slope = 0.0, 1.0, 0.0
+        self.attribution_weight, self.mean, self.deviation, self.length_slope = 0.0, 0.0, 1.0, 0.0
         of_references = [(record.dialogue, text) for record in records for text in record.references]
         dialogues, references = map(list, zip(*of_references, strict=True))
         raw = np.array(self.score(dialogues, references))
-        self.mean = float(raw.mean())
-        self.deviation = float(raw.std()) if np.ptp(raw) > 1e-6 else 1.0
+        self.attribution_weight = attribution_weight * _deviation(raw)
+        raw += self.attribution_weight * np.array(list(map(self.attribution.score, dialogues, references)))
+        self.mean, self.deviation = float(raw.mean()), _deviation(raw)
         log_lengths = np.log([max(len(text), 1) for text in references])
         self.mean_log_length = float(log_lengths.mean())
         if len(raw) > 10 and np.ptp(log_lengths) > 0:
             self.length_slope = float(np.polyfit(log_lengths, (raw - self.mean) / self.deviation, 1)[0])
 
-    def _scaled(self, raw: float, summary: str) -> float:
+    def _scaled(self, of_head: float, text: str, summary: str) -> float:
+        raw = of_head + self.attribution_weight * self.attribution.score(text, summary)
         beyond = math.log(max(len(summary), 1)) - self.mean_log_length
         return (raw - self.mean) / self.deviation - self.length_slope * beyond
 
@@ -266,8 +283,8 @@ class RewardModel:
                 )
                 batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
                 indices = [i for _, own in part for i in own]
-                for i, raw in zip(indices, read(self.model, batch).tolist(), strict=True):
-                    scores[i] = self._scaled(raw, summaries[i])
+                for i, of_head in zip(indices, read(self.model, batch).tolist(), strict=True):
+                    scores[i] = self._scaled(of_head, dialogues[i], summaries[i])
                 progress.advance(len(part))
         return scores
 

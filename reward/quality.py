@@ -113,8 +113,8 @@ def role_agreement(summary: str, reference: str, tags: list[str] | None = None) 
     tags = tags or [tag for tag, _ in Counter(MASK.findall(reference)).most_common()][:2]
     if len(tags) < 2:
         return 0.5
-    expected = _roles(reference)
-    as_is, swapped = (_overlap(_roles(text), expected) for text in (summary, swap_speakers(summary, *tags)))
+    expected = roles_in(reference)
+    as_is, swapped = (_overlap(roles_in(text), expected) for text in (summary, swap_speakers(summary, *tags)))
     return as_is / (as_is + swapped) if as_is + swapped else 0.5
 
 
@@ -122,7 +122,7 @@ def _overlap(one: Counter, other: Counter) -> int:
     return (one & other).total()
 
 
-def _roles(text: str) -> Counter:
+def roles_in(text: str) -> Counter:
     """Pairs of a speaker and a word that is said of it, or a speaker that it acts towards.
 
     A speaker with a topic particle (은, 는) holds what follows, up to the next one; one with a subject particle (이,
@@ -154,6 +154,14 @@ def _roles(text: str) -> Counter:
     return pairs
 
 
+def content_words(text: str, korean: bool) -> list[str]:
+    """The words of a text that `roles_in` says of speakers, one by one."""
+    if not korean:
+        return _ENGLISH_WORD.findall(text.lower())
+    return [form for form, tag in morphemes(text) if tag in _CONTENT and not MASK.fullmatch(form)]
+
+
+_ENGLISH_WORD = re.compile(r"[a-z']{4,}")
 _CONTENT = ("NNG", "NNP", "NR", "VV", "VA", "MAG", "MM", "SL", "SN", "XR")
 
 

@@ -20,6 +20,7 @@ from alignment.data import Record, load_records
 from alignment.errors import InputError
 from alignment.ppo.roles import HEAD
 from recipes import reward, sft
+from reward.attribution import Attribution
 from reward.candidates import CORRUPTED
 from reward.model import RewardModel
 from reward.pairs import BINS
@@ -232,6 +233,11 @@ def test_the_model_loads_and_scores(finished: Path, dialogues: Path):
     assert model.score(*map(list, zip(*references, strict=True))) == pytest.approx(
         report["scores"]["reference"], abs=1e-3
     )
+
+
+def test_who_does_what_is_told_beside_the_head(finished: Path, train: list[Record], flags: Flags, tmp_path: Path):
+    assert Attribution.load(finished / "model") == Attribution.fit(train) != Attribution({})
+    assert json.loads((finished / "model" / "reward.json").read_text("utf-8"))["attribution_weight"] > 0
 
 
 # --- an output folder that is there already
@@ -533,6 +539,7 @@ def test_candidates_of_an_unknown_dialogue(flags: Flags, data: Flags, tmp_path: 
         (["--label_profile", "loose"], "--label_profile loose: expected one of"),
         (["--samples", "-1"], "--samples -1: expected 0 or more"),
         (["--temperatures", "0"], "--temperatures [0.0]: expected numbers above 0"),
+        (["--attribution_weight", "-1"], "--attribution_weight -1.0: expected 0 or more"),
         (["--min_accuracy", "65"], "--min_accuracy 65.0: expected a share from 0 to 1"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, list) else "",

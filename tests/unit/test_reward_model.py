@@ -30,6 +30,7 @@ from alignment.data import Record, load_records
 from alignment.errors import InputError
 from alignment.ppo.roles import HEAD
 from alignment.run import write_json
+from reward.attribution import Attribution
 from reward.model import RewardModel, encode_summaries, head_of, load_scorer, make_batch, read
 from reward.pairs import Pair
 from reward.trainer import PairCollator, make_examples, make_trainer
@@ -44,7 +45,8 @@ CONFIGS = {
     "gemma3": Gemma3TextConfig(**GROUPED, sliding_window=64, layer_types=["sliding_attention", "full_attention"]),
 }
 FORM = {"form": "instruction", "phase": 1}
-SCALE = {"mean": 0.5, "deviation": 2.0, "length_slope": 0.3, "mean_log_length": 3.0}
+SCALE = {"attribution_weight": 0.7, "mean": 0.5, "deviation": 2.0, "length_slope": 0.3, "mean_log_length": 3.0}
+ATTRIBUTION = Attribution({" said": 0.5, " asks": -0.3})
 RECORDS = sorted(load_records("embedded-ko")[0], key=lambda record: len(record.dialogue))[:40:10]
 DIALOGUES = [record.dialogue for record in RECORDS]
 REFERENCES = [record.references[0] for record in RECORDS]
@@ -97,7 +99,7 @@ def saved_for(tmp_path_factory, tiny_tokenizer) -> Callable[[str], Saved]:
         scorer = load_scorer(arguments(base), sft)
         torch.nn.init.normal_(head_of(scorer).weight)
         trainer_of(scorer, tiny_tokenizer, folder).save_model()
-        model = RewardModel(scorer.eval(), tiny_tokenizer, **FORM, **SCALE)
+        model = RewardModel(scorer.eval(), tiny_tokenizer, **FORM, **SCALE, attribution=ATTRIBUTION)
         model.save(folder)
         write_json({"finished": True, "settings": {"dtype": "float32"}}, folder / "manifest.json")
         return Saved(model, base, sft, folder)
@@ -160,8 +162,9 @@ def test_a_dialogue_read_once_scores_and_learns_as_one_read_with_each_summary(sa
         torch.testing.assert_close(once[name], expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
-def scaled(raw: float, summary: str) -> float:
+def scaled(of_head: float, text: str, summary: str) -> float:
     """As SCALE says."""
+    raw = of_head + 0.7 * ATTRIBUTION.score(text, summary)
     return (raw - 0.5) / 2 - 0.3 * (math.log(len(summary)) - 3)
 
 
@@ -171,7 +174,7 @@ def test_scores_are_read_at_the_end_token(saved, tiny_tokenizer):
     scorer = saved.model.model
     with torch.inference_mode():
         hidden = scorer(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
-        expected = scaled(head_of(scorer)(hidden[0, -1]).item(), REFERENCES[0])
+        expected = scaled(head_of(scorer)(hidden[0, -1]).item(), DIALOGUES[0], REFERENCES[0])
     assert ids[-1] == tiny_tokenizer.eos_token_id
     assert saved.model.score(DIALOGUES[:1], REFERENCES[:1]) == pytest.approx([expected], abs=1e-5)
 
@@ -261,7 +264,7 @@ def test_a_published_model_gives_the_raw_score_without_this_library(saved, tmp_p
         logits = plain(ids).logits
     assert logits.shape == (1, 1)
     assert SCALE.items() <= json.loads((tmp_path / "reward.json").read_text("utf-8")).items()
-    assert scaled(logits.item(), REFERENCES[0]) == pytest.approx(expected[0], abs=1e-4)
+    assert scaled(logits.item(), DIALOGUES[0], REFERENCES[0]) == pytest.approx(expected[0], abs=1e-4)
 
 
 def test_publishing_leaves_the_model_as_it_was(saved, tmp_path):
@@ -302,6 +305,19 @@ def test_centred_scores_of_references_have_mean_0_and_deviation_1(llama):
     scores = torch.tensor(model.score(DIALOGUES, REFERENCES))
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert scores.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_attribution_is_added_in_deviations_of_the_head(llama):
+    model = RewardModel.load(llama.folder)
+    assert model.attribution == ATTRIBUTION
+    model.centre(RECORDS)
+    alone = torch.tensor(model.score(DIALOGUES, REFERENCES))
+    model.centre(RECORDS, attribution_weight=2.0)
+    told = torch.tensor([ATTRIBUTION.score(*texts) for texts in zip(DIALOGUES, REFERENCES, strict=True)])
+    assert told.std() > 0.1
+    expected = alone + 2 * told
+    expected = (expected - expected.mean()) / expected.std(correction=0)
+    torch.testing.assert_close(torch.tensor(model.score(DIALOGUES, REFERENCES)), expected, atol=1e-5, rtol=0)
 
 
 def test_of_more_than_ten_references_length_brings_no_score(llama):
