@@ -188,9 +188,6 @@ class SFTArguments(TrainerArguments, SFTConfig):
         default="random",
         metadata={"help": "all: each dialogue with all five instructions (5x the data); random: with one of them."},
     )
-    phase2_mirror: float = field(
-        default=0.5, metadata={"help": "Share of phase 2's dialogues that come with two speakers exchanged throughout."}
-    )
     rouge_profile: str = field(default="strict", metadata={"help": "Profile of the held-out ROUGE while training."})
     rouge_eval_rows: int = field(default=64, metadata={"help": "Rows to summarise at each evaluation; 0 for none."})
 

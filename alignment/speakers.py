@@ -1,6 +1,5 @@
 """Speaker tags: the particles that fit them, and a dialogue with two of its speakers exchanged."""
 
-import random
 import re
 from dataclasses import replace
 
@@ -65,16 +64,3 @@ def mirror_image(record: Record) -> Record | None:
         return None
     exchanged = [swap_speakers(text, *tags) for text in (record.dialogue, *record.references)]
     return replace(record, dialogue=exchanged[0], references=tuple(exchanged[1:]))
-
-
-def mirror_some(records: list[Record], share: float, seed: int) -> list[Record]:
-    """The records, `share` of them (0 to 1), drawn by id, as their mirror images where they have one.
-
-    A mirror image is as good an example as the dialogue, and says that who speaks first, or is called #Person1#, tells
-    nothing of who asks and who answers.
-    """
-    mirrored = []
-    for record in records:
-        chosen = random.Random(f"{seed} {record.id} mirror").random() < share
-        mirrored.append((mirror_image(record) if chosen else None) or record)
-    return mirrored

@@ -30,7 +30,6 @@ from reward.report import report, write_report
 from reward.trainer import make_examples, make_trainer
 
 SPLITS = ("train", "held_out")
-Pairs, Records = dict[str, list[pairs.Pair]], dict[str, list[data.Record]]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,8 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--prompt_form {prompt_args.prompt_form}: {args.sft_model} was trained with {form}.")
     models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     model_args = models.as_trained(model_args, sft.get("settings", {}))
-    output = Path(args.output_dir)
-    folder = output / "data"
+    output, folder = Path(args.output_dir), Path(args.output_dir) / "data"
     run.make_folder(folder)
     (train, held_out), rejected = data.load_train_and_eval(data_args)
     data.write_rejected(rejected, output / "rejected.jsonl")
@@ -58,13 +56,11 @@ def main(argv: list[str] | None = None) -> None:
     load = cache(partial(Summarizer.load, args.sft_model, model_args, prompt_args))  # for both splits
     decoding = Decoding(batch_size=args.sample_batch_size, seed=args.seed)
     facts = {"sft_model": models.weights_of(args.sft_model), "use": asdict(model_args) | asdict(prompt_args)}
-    made = {}
-    for split in SPLITS:
-        made[split] = candidates.without_model(records[split], given + rated, args.seed)
-        if args.samples:
-            path = folder / f"{split}.samples.jsonl"
-            how = (args.samples, args.temperatures, decoding, path, facts, args.overwrite_output_dir)
-            made[split] += candidates.samples(load, records[split], *how)
+    made = {split: candidates.without_model(records[split], given + rated, args.seed) for split in SPLITS}
+    for split in SPLITS if args.samples else ():
+        path = folder / f"{split}.samples.jsonl"
+        how = (args.samples, args.temperatures, decoding, path, facts, args.overwrite_output_dir)
+        made[split] += candidates.samples(load, records[split], *how)
     load.cache_clear()
     if args.stage == "sample":
         return
@@ -94,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     if current.finished:
         run.say(f"Reward model: already done, {current.folder}.")
     else:
-        train_model(current, compared, records, Attribution.fit(train), prompting, model_args, args)
+        train_model(current, compared, records, data_args, prompting, model_args, args)
     if args.stage == "report":
         reset_peak_memory()  # the model as it was trained is gone; here it is as it will be used
         judged = RewardModel.load(current.folder), labels["held_out"], compared["held_out"], held_out
@@ -104,9 +100,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def train_model(
     current: run.Run,
-    compared: Pairs,
-    records: Records,
-    attribution: Attribution,
+    compared: dict[str, list[pairs.Pair]],
+    records: dict[str, list[data.Record]],
+    data_args: DataArguments,
     prompting: dict,
     model_args: ModelArguments,
     args: RewardArguments,
@@ -121,7 +117,8 @@ def train_model(
     trainer = make_trainer(model, tokenizer, args, current.folder, examples["train"], examples["held_out"])
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
-    reward_model = RewardModel(model.eval(), **prompting, attribution=attribution)
+    everything = data.load_all_train(data_args, records["held_out"])
+    reward_model = RewardModel(model.eval(), **prompting, attribution=Attribution.fit(everything))
     reward_model.centre(records["held_out"], args.attribution_weight)
     reward_model.save(current.folder)
     current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)

@@ -20,7 +20,6 @@ from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptAr
 from alignment.errors import InputError
 from alignment.progress import reset_peak_memory
 from alignment.sft import encode, make_trainer
-from alignment.speakers import mirror_some
 from reward.rouge import PROFILES, rouge
 
 Split = tuple[list[data.Record], list[data.Record]]  # to train on, held out
@@ -33,8 +32,6 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--phases {args.phases}: expected 1, 2 or 1,2.")
     if args.phase2_instructions not in ("all", "random"):
         raise InputError(f"--phase2_instructions {args.phase2_instructions}: expected all or random.")
-    if not 0 <= args.phase2_mirror <= 1:
-        raise InputError(f"--phase2_mirror {args.phase2_mirror}: expected a share, from 0 to 1.")
     if args.rouge_profile not in PROFILES:
         raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
     prompt_args.prompt_form = prompt_args.prompt_form or "instruction"
@@ -54,11 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     dialogue.write_shortened(shortened + more, output / "shortened.json")
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
 
-    # Fitted again: a particle that fits the other tag may be a token longer.
-    mirrored, _ = dialogue.fit_records(mirror_some(train, args.phase2_mirror, args.seed), **fit)
     for phase in map(int, args.phases.split(",")):
-        split = train if phase == 1 else mirrored, held_out
-        train_phase(phase, split, tokenizer, model_args, prompt_args, args)
+        train_phase(phase, (train, held_out), tokenizer, model_args, prompt_args, args)
 
 
 def train_phase(

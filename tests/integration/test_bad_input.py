@@ -188,7 +188,6 @@ def test_faulty_yaml(line, telling, short_flags, tmp_path):
         (["--config", "mine.yaml"], ["--config mine.yaml: no such file", "embedded.yaml"]),
         (["--phases", "3"], ["--phases 3: expected 1, 2 or 1,2."]),
         (["--phases", "2"], ["phase1 holds no finished result", "--phases 1,2"]),
-        (["--phase2_mirror", "1.5"], ["--phase2_mirror 1.5: expected a share, from 0 to 1."]),
         (["--prompt_form", "chatml"], ["--prompt_form chatml: expected one of instruction, chat, template"]),
         (["--prompt_form", "template"], ["no chat template; use instruction or chat"]),
         (["--max_train_rows", "0"], ["max_rows is 0; expected a positive number"]),

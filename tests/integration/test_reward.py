@@ -122,7 +122,7 @@ NEW_FILES = {
     "train": {
         f"model/{name}"
         for name in (
-            ADAPTER, HEAD, "adapter_config.json", "reward.json", "manifest.json", "tokenizer.json",
+            ADAPTER, HEAD, "adapter_config.json", "attribution.json", "reward.json", "manifest.json", "tokenizer.json",
             "tokenizer_config.json",
         )
     },

@@ -21,7 +21,6 @@ from alignment.data import load_records
 from alignment.dialogue import INSTRUCTIONS
 from alignment.errors import InputError
 from alignment.sft import DialogueSFTTrainer
-from alignment.speakers import mirror_some
 from recipes import sft
 
 pytestmark = pytest.mark.usefixtures("one_core")  # which makes runs agree to the bit
@@ -367,18 +366,6 @@ def test_random_gives_each_dialogue_with_one_and_always_the_same(
     assert len(first) == 12
     assert all(len(instructions) == 1 for instructions in first.values())
     assert len({instructions[0] for instructions in first.values()}) > 1
-
-
-def test_phase_2_sees_mirror_images_and_phase_1_does_not(
-    copied: Path, sft_flags_for: Flags, trainers: list[DialogueSFTTrainer], tiny_tokenizer: Any, dialogues: Path
-):
-    shutil.rmtree(copied / "phase2")
-    sft.main(sft_flags_for(copied, phases=2, phase2_mirror=1, **SHORT))
-    sft.main(sft_flags_for(copied.with_name("other"), phases=1, phase2_mirror=1, **SHORT))
-    phase2, phase1 = (instructions_by_dialogue(trainer, tiny_tokenizer) for trainer in trainers)
-    records, _ = load_records(dialogues, split="train")
-    assert set(phase1) == {record.dialogue for record in records}
-    assert set(phase2) == {record.dialogue for record in mirror_some(records, 1.0, seed=42)} != set(phase1)
 
 
 # A full disk

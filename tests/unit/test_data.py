@@ -6,13 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from alignment.arguments import DataArguments
 from alignment.data import (
     Record,
     Rejected,
     find_split,
     fingerprint,
     hold_out,
+    load_all_train,
     load_records,
+    load_train_and_eval,
     read_predictions,
     write_rejected,
 )
@@ -598,3 +601,22 @@ def test_fingerprint_is_stable_and_sees_order_and_every_field():
         [Record("a", "A: x", ("r",), "z"), records[1]],
     ]
     assert len({fingerprint(version) for version in [records, *changed]}) == 7
+
+
+@pytest.mark.parametrize("own_file", [True, False])
+def test_all_rows_to_train_on_are_those_beyond_the_most_but_for_held_out_dialogues(write, own_file):
+    rows = [row(f"a{i}", f"#Person1#: {i}?\n#Person2#: 응.", summary="답한다.") for i in range(40)]
+    bad = row("a40", "", summary="답한다.")
+    held = write([*rows[30:32], row("b", summary="답한다.")], "eval.jsonl") if own_file else None
+    args = DataArguments(
+        dataset_path=str(write([*rows, bad], "train.jsonl")),
+        eval_dataset_path=held and str(held),
+        max_train_rows=20,
+    )
+    (train, held_out), _ = load_train_and_eval(args)
+    assert len(train) + (0 if own_file else len(held_out)) == 20
+    everything = load_all_train(args, held_out)
+    unseen = {record.dialogue for record in held_out}
+    assert {record.id for record in everything} <= {one["fname"] for one in rows}
+    assert len(everything) > 30
+    assert unseen.isdisjoint(record.dialogue for record in everything)
