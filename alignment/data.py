@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +168,11 @@ def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[R
 
 
 def load_all_train(args: DataArguments, held_out: list[Record]) -> list[Record]:
-    """Every good row to train on, beyond `max_train_rows` too: for what costs seconds. None of a held-out dialogue."""
-    (train, _), _ = load_train_and_eval(replace(args, max_train_rows=None, bad_rows="skip"))
+    """Every row to train on, beyond `max_train_rows` too, but for held-out dialogues."""
+    options: dict[str, Any] = {"need_references": True, "bad_rows": args.bad_rows, "columns": args.columns}
+    records, _ = load_records(args.dataset_path, split="train", **options)
     unseen = {record.dialogue for record in held_out}
-    return [record for record in train if record.dialogue not in unseen]
+    return [record for record in records if record.dialogue not in unseen]
 
 
 def load_eval(args: DataArguments) -> tuple[list[Record], list[Rejected]]:

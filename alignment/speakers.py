@@ -45,14 +45,21 @@ def fitting_particle(tag: str, particle: str) -> str:
     return _AFTER_VOWEL.get(particle, particle) if consonant else _PARTICLES.get(particle, particle)
 
 
-def speakers_of(dialogue: str) -> list[str]:
-    """The tags that turns begin with, in order of their first."""
-    return list(dict.fromkeys(match.group(1) for match in re.finditer(rf"^({MASK.pattern})\s*:", dialogue, re.M)))
+_TURN = re.compile(rf"^[^\S\n]*({MASK.pattern})[^\S\n]*[:：]", re.ASCII | re.MULTILINE)
+
+
+def turns_of(dialogue: str) -> dict[str, list[str]]:
+    """What stands behind each speaker tag, turn by turn; speakers in order of their first, none without a tag."""
+    _, *parts = _TURN.split(dialogue)
+    turns: dict[str, list[str]] = {}
+    for tag, text in zip(parts[::2], parts[1::2], strict=True):
+        turns.setdefault(tag, []).append(text.strip())
+    return turns
 
 
 def two_speakers(record: Record) -> list[str]:
     """The tags of two speakers of the dialogue, those first that its first reference names; or fewer."""
-    speakers = speakers_of(record.dialogue)
+    speakers = turns_of(record.dialogue)
     named = MASK.findall(record.references[0]) if record.references else []
     return [tag for tag in dict.fromkeys([*named, *speakers]) if tag in speakers][:2]
 

@@ -5,7 +5,8 @@
 
 For each kind of fault it prints the share of dialogues whose reference scores higher, of those where the fault can be
 made, and then the correlation of score and length over references. `base` is what the reward model's base writes
-untuned; `--base_predictions` takes it from a file (fname,summary) that recipes/evaluate.py has written.
+untuned; `--base_predictions` takes it from a file (fname,summary) that recipes/evaluate.py has written. The last two are
+what a policy would write that had learnt to please the score: nothing, and each speaker's turns behind its tag.
 """
 
 import argparse
@@ -17,6 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 GOALS = {
     "speaker_swap": 0.80, "number_change": 0.80, "cut": 0.85, "repetition": 0.95, "other_dialogue": 0.97, "base": 0.90,
+    "full_stop": 0.95, "copied_turns": 0.95,
 }  # fmt: skip
 
 
@@ -30,6 +32,7 @@ def main() -> None:
 
     from alignment import data, models
     from alignment.generation import Decoding
+    from alignment.speakers import turns_of
     from alignment.summarizer import Summarizer
     from reward.candidates import Candidate, corruptions
     from reward.model import RewardModel
@@ -46,6 +49,10 @@ def main() -> None:
         del summarizer
     faulty = corruptions(records)
     faulty += [Candidate(record.id, "base", text) for record, text in zip(records, texts, strict=True)]
+    faulty += [Candidate(record.id, "full_stop", ".") for record in records]
+    for record in records:
+        turns = [f"{tag}: {' '.join(own)}" for tag, own in turns_of(record.dialogue).items()]
+        faulty += [Candidate(record.id, "copied_turns", " ".join(turns))] if turns else []
 
     model = RewardModel.load(options.reward_model)
     references = [(record.id, record.references[0]) for record in records]

@@ -85,12 +85,13 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     settings = run.settings_of(model_args, label_args, args)
-    facts |= {"data": {split: pairs.summary(compared[split]) for split in SPLITS}}
+    everything = data.load_all_train(data_args, held_out)
+    facts |= {"data": {split: pairs.summary(compared[split]) for split in SPLITS} | {"all": data.summary(everything)}}
     current = run.Run.start(output / "model", settings, facts, args.overwrite_output_dir, args.resume_from_checkpoint)
     if current.finished:
         run.say(f"Reward model: already done, {current.folder}.")
     else:
-        train_model(current, compared, records, data_args, prompting, model_args, args)
+        train_model(current, compared, records, Attribution.fit(everything), prompting, model_args, args)
     if args.stage == "report":
         reset_peak_memory()  # the model as it was trained is gone; here it is as it will be used
         judged = RewardModel.load(current.folder), labels["held_out"], compared["held_out"], held_out
@@ -102,7 +103,7 @@ def train_model(
     current: run.Run,
     compared: dict[str, list[pairs.Pair]],
     records: dict[str, list[data.Record]],
-    data_args: DataArguments,
+    attribution: Attribution,
     prompting: dict,
     model_args: ModelArguments,
     args: RewardArguments,
@@ -117,8 +118,7 @@ def train_model(
     trainer = make_trainer(model, tokenizer, args, current.folder, examples["train"], examples["held_out"])
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
-    everything = data.load_all_train(data_args, records["held_out"])
-    reward_model = RewardModel(model.eval(), **prompting, attribution=Attribution.fit(everything))
+    reward_model = RewardModel(model.eval(), **prompting, attribution=attribution)
     reward_model.centre(records["held_out"], args.attribution_weight)
     reward_model.save(current.folder)
     current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)

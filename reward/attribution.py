@@ -18,8 +18,9 @@ import torch.nn.functional as F
 
 from alignment.data import Record
 from alignment.dialogue import language
-from alignment.run import write_json
-from alignment.speakers import MASK, speakers_of, swap_speakers, two_speakers
+from alignment.errors import InputError
+from alignment.run import say, write_json
+from alignment.speakers import MASK, swap_speakers, turns_of, two_speakers
 from reward.quality import content_words, roles_in
 
 FILE = "attribution.json"
@@ -45,25 +46,37 @@ class Attribution:
                 right, wrong = (evidence(record.dialogue, text) for text in (record.references[0], swap))
                 differences.append({name: right[name] - wrong[name] for name in [*right, *wrong]})
         found = Counter(name for difference in differences for name, value in difference.items() if value)
-        names = sorted(name for name, count in found.items() if count >= RAREST)
-        if not names:
+        columns = {name: i for i, name in enumerate(sorted(name for name, count in found.items() if count >= RAREST))}
+        cells = [
+            (row, columns[name], value)
+            for row, difference in enumerate(differences)
+            for name, value in difference.items()
+            if name in columns and value
+        ]
+        say(f"Who does what: {len(cells) and len(columns)} pieces of evidence from {len(differences)} dialogues.")
+        if not cells:
             return cls({})
-        table = torch.tensor([[one.get(name, 0.0) for name in names] for one in differences], dtype=torch.float64)
-        penalty = torch.tensor([L2_OF_ALL if name.startswith(" ") else L2_OF_WORDS for name in names])
-        weights = torch.zeros(len(names), dtype=torch.float64, requires_grad=True)
+        rows, places, values = (torch.tensor(one) for one in zip(*cells, strict=True))
+        penalty = torch.tensor([L2_OF_ALL if name.startswith(" ") else L2_OF_WORDS for name in columns])
+        weights = torch.zeros(len(columns), dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            loss = F.softplus(-table @ weights).sum() + (penalty * weights.square()).sum()
+            margins = weights.new_zeros(len(differences)).index_add(0, rows, values.double() * weights[places])
+            loss = F.softplus(-margins).sum() + (penalty * weights.square()).sum()
             loss.backward()
             return loss
 
         optimizer.step(closure)
-        return cls(dict(zip(names, (round(value, 5) for value in weights.tolist()), strict=True)))
+        return cls(dict(zip(columns, (round(value, 5) for value in weights.tolist()), strict=True)))
 
     def score(self, dialogue: str, summary: str) -> float:
-        """From -1 (the speakers are exchanged) to 1 (each does what it did); 0 where nothing tells."""
+        """From -1 (the speakers are exchanged) to 1 (each does what it did); 0 where nothing tells.
+
+        Of two speakers it is the probability of these roles less that of the exchanged ones. It says nothing of whether
+        the summary is good: a copied turn has the right roles too.
+        """
         if not self.weights:
             return 0.0
         found = evidence(dialogue, summary)
@@ -75,32 +88,41 @@ class Attribution:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Attribution":
-        """The weights beside a reward model; none where it was trained without."""
-        file = Path(folder) / FILE
-        return cls(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+        """The weights beside a reward model.
+
+        Raises:
+            InputError: The file is missing, or is no JSON.
+        """
+        try:
+            return cls(json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: no {FILE} that can be read ({error}). Run recipes/reward.py again.") from error
 
 
 def evidence(dialogue: str, summary: str) -> defaultdict[str, float]:
-    """What the dialogue says of the roles in the summary; of two speakers exchanged, the same with the opposite sign.
+    """What the dialogue says of the roles in the summary; in a dialogue of two, the opposite once they are exchanged.
 
     For each word that the summary says of a speaker: whether that speaker said it and the others did not, and how much
     more than they that speaker asks, speaks, names numbers and begins. A name that starts with a space is for every
-    word alike: of all together, of the speaker that is ` named` first, and of every ` mention`.
+    word alike: of all together, of the speaker that is ` named` first, and of every ` mention`. Where nothing is said
+    of a speaker there is no evidence.
     """
     speakers = _speakers(dialogue)
     named = [tag for tag in MASK.findall(summary) if tag in speakers]
     # A word counts once, however often it is repeated; whom it is done to is told by who does it.
     said_of = dict.fromkeys((tag, "to" if word.startswith("to #") else word) for tag, word in roles_in(summary))
     pieces: defaultdict[str, float] = defaultdict(float)
+    if not any(word != "to" for _, word in said_of):
+        return pieces
     for tag, word in [*said_of, *((tag, " mention") for tag in named), *((tag, " named") for tag in named[:1])]:
         own, others = speakers.get(tag), [one for name, one in speakers.items() if name != tag]
         if own is None or not others:
             continue
         often, theirs = own.words[word], sum(one.words[word] for one in others) / len(others)
-        only = (often > 0) - sum(one.words[word] > 0 for one in others) / len(others)
+        if only := (often > 0) - sum(one.words[word] > 0 for one in others) / len(others):
+            pieces[" said"] += only
+            pieces[f"{word} said"] += only
         pieces[" often"] += math.log((1 + often) / (1 + theirs))
-        pieces[" said"] += only
-        pieces[f"{word} said"] += only
         for habit in HABITS:
             more = own.habits[habit] - sum(one.habits[habit] for one in others) / len(others)
             pieces[f"{word} {habit}"] += more
@@ -118,15 +140,8 @@ class _Speaker:
 
 @functools.lru_cache(maxsize=1024)  # many summaries are of one dialogue
 def _speakers(dialogue: str) -> dict[str, _Speaker]:
-    turns: dict[str, list[str]] = {tag: [] for tag in speakers_of(dialogue)}
-    tag = None
-    for line in dialogue.split("\n"):
-        if match := re.match(rf"({MASK.pattern})\s*:", line):
-            tag, line = match.group(1), line[match.end() :]
-        if tag:
-            turns[tag].append(line)
     korean = language(dialogue) == "ko"
-    texts = {tag: "\n".join(own) for tag, own in turns.items()}
+    texts = {tag: "\n".join(own) for tag, own in turns_of(dialogue).items()}
     counts = {
         "first": [int(i == 0) for i in range(len(texts))],
         "asks": [text.count("?") for text in texts.values()],

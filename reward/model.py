@@ -158,7 +158,8 @@ def _deviation(scores: np.ndarray) -> float:
 class RewardModel:
     """Scores summaries of dialogues: 0 is a mean reference summary, 1 a standard deviation better than that.
 
-    What length alone brings a reference summary is taken off, so that neither longer nor shorter ones pay.
+    What length alone brings a reference summary is taken off, so that neither longer nor shorter ones pay; below the
+    shortest and above the longest reference no more than there.
 
     Example: `RewardModel.load("runs/reward/model").score([dialogue], [summary])`
     """
@@ -173,12 +174,13 @@ class RewardModel:
         deviation: float = 1.0,
         length_slope: float = 0.0,
         mean_log_length: float = 0.0,
+        log_lengths: tuple[float, float] = (-math.inf, math.inf),
         attribution: Attribution | None = None,
         attribution_weight: float = 0.0,
     ) -> None:
         self.model, self.tokenizer, self.form, self.phase = model, tokenizer, form, phase
         self.mean, self.deviation = mean, deviation
-        self.length_slope, self.mean_log_length = length_slope, mean_log_length
+        self.length_slope, self.mean_log_length, self.log_lengths = length_slope, mean_log_length, log_lengths
         self.attribution, self.attribution_weight = attribution or Attribution({}), attribution_weight
 
     @classmethod
@@ -205,7 +207,16 @@ class RewardModel:
 
     def save(self, path: str | Path) -> None:
         """Writes prompt form and scale beside the adapter and head that the trainer has saved."""
-        names = ("form", "phase", "attribution_weight", "mean", "deviation", "length_slope", "mean_log_length")
+        names = (
+            "form",
+            "phase",
+            "attribution_weight",
+            "mean",
+            "deviation",
+            "length_slope",
+            "mean_log_length",
+            "log_lengths",
+        )
         write_json({name: getattr(self, name) for name in names}, Path(path) / SCALE)
         self.attribution.save(path)
 
@@ -246,12 +257,14 @@ class RewardModel:
         self.mean, self.deviation = float(raw.mean()), _deviation(raw)
         log_lengths = np.log([max(len(text), 1) for text in references])
         self.mean_log_length = float(log_lengths.mean())
+        self.log_lengths = float(log_lengths.min()), float(log_lengths.max())
         if len(raw) > 10 and np.ptp(log_lengths) > 0:
             self.length_slope = float(np.polyfit(log_lengths, (raw - self.mean) / self.deviation, 1)[0])
 
     def _scaled(self, of_head: float, text: str, summary: str) -> float:
         raw = of_head + self.attribution_weight * self.attribution.score(text, summary)
-        beyond = math.log(max(len(summary), 1)) - self.mean_log_length
+        shortest, longest = self.log_lengths  # no slope was seen beyond: it would pay to say nothing
+        beyond = min(max(math.log(max(len(summary), 1)), shortest), longest) - self.mean_log_length
         return (raw - self.mean) / self.deviation - self.length_slope * beyond
 
     def score(

@@ -157,11 +157,11 @@ def roles_in(text: str) -> Counter:
 def content_words(text: str, korean: bool) -> list[str]:
     """The words of a text that `roles_in` says of speakers, one by one."""
     if not korean:
-        return _ENGLISH_WORD.findall(text.lower())
+        return [word.lower() for word in _ENGLISH_WORD.findall(MASK.sub(" ", text))]
     return [form for form, tag in morphemes(text) if tag in _CONTENT and not MASK.fullmatch(form)]
 
 
-_ENGLISH_WORD = re.compile(r"[a-z']{4,}")
+_ENGLISH_WORD = re.compile(r"[A-Za-z']{4,}")
 _CONTENT = ("NNG", "NNP", "NR", "VV", "VA", "MAG", "MM", "SL", "SN", "XR")
 
 
@@ -169,7 +169,8 @@ def _english_roles(text: str) -> Counter:
     pairs: Counter = Counter()
     subjects: list[str] = []
     joining = False  # the words so far are a subject, to which `and` or a comma may join another
-    for unit in re.findall(rf"{MASK.pattern}|\band\b|[a-z']{{4,}}|[.,!?]", text):
+    for unit in re.findall(rf"{MASK.pattern}|\b[Aa]nd\b|{_ENGLISH_WORD.pattern}|[.,!?]", text):
+        unit = unit if MASK.fullmatch(unit) else unit.lower()
         if MASK.fullmatch(unit) and (joining or not subjects):
             subjects, joining = [*subjects, unit], True
         elif MASK.fullmatch(unit):

@@ -109,8 +109,8 @@ def calibration(margins: np.ndarray) -> dict[str, Any]:
     """How often the summary that scores higher is the chosen one, by how sure the model is of it.
 
     Args:
-        margins: Raw score of chosen less that of rejected; the model's confidence is the sigmoid of its size. Training
-            asks for a margin besides, so a model that does as it was taught is a little too sure.
+        margins: Score of chosen less that of rejected, in the head's own units; the sigmoid of its size is how sure the
+            model is. Training asks for a margin besides, so a model that does as it was taught is a little too sure.
 
     Returns:
         `bins` from confidence 0.5 to 1, and `error`: the expected calibration error, weighted by the pairs in each.
@@ -147,7 +147,7 @@ def write_report(figures: dict[str, Any], title: str, folder: Path) -> None:
     for heading, rows in (("kind of pair", figures["by_kind"]), ("length", figures["by_length_bin"])):
         show_table(f"Held-out accuracy by {heading}", ("name", "pairs", "accuracy"), rows)
     verdict = "fit for PPO" if figures["fit"] else "UNFIT for PPO: give more dialogues or samples, or train for longer"
-    asked = f"accuracy {figures['accuracy']:.3f}, asked for {figures['min_accuracy']:.2f}"
+    asked = f"accuracy {figures['accuracy']:.3f} on {figures['pairs']} pairs, asked for {figures['min_accuracy']:.2f}"
     say(f"{verdict} ({asked}). Written: {folder}/report.html and report.json")
 
 

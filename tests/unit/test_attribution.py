@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alignment.data import EMBEDDED, Record, load_records
+from alignment.errors import InputError
 from alignment.speakers import mirror_image, swap_speakers, two_speakers
 from reward.attribution import FILE, Attribution, evidence
 
@@ -84,4 +85,16 @@ def test_it_is_read_back_as_it_was(tmp_path):
     attribution.save(tmp_path)
     assert Attribution.load(tmp_path) == attribution
     assert json.loads((tmp_path / FILE).read_text("utf-8"))[" named first"] > 0
-    assert Attribution.load(tmp_path / "elsewhere") == Attribution({})
+
+
+@pytest.mark.parametrize("content", [None, "{", b"\xff"])
+def test_a_file_that_is_missing_or_broken_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / FILE).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=r"no attribution\.json that can be read"):
+        Attribution.load(tmp_path)
+
+
+@pytest.mark.parametrize("summary", ["", ".", "#Person1#은", "#Person1#은 #Person2#에게", "둘은 표를 산다."])
+def test_where_nothing_is_said_of_a_speaker_there_is_no_evidence(summary):
+    assert evidence(TALK, summary) == {}

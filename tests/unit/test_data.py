@@ -606,10 +606,9 @@ def test_fingerprint_is_stable_and_sees_order_and_every_field():
 @pytest.mark.parametrize("own_file", [True, False])
 def test_all_rows_to_train_on_are_those_beyond_the_most_but_for_held_out_dialogues(write, own_file):
     rows = [row(f"a{i}", f"#Person1#: {i}?\n#Person2#: 응.", summary="답한다.") for i in range(40)]
-    bad = row("a40", "", summary="답한다.")
     held = write([*rows[30:32], row("b", summary="답한다.")], "eval.jsonl") if own_file else None
     args = DataArguments(
-        dataset_path=str(write([*rows, bad], "train.jsonl")),
+        dataset_path=str(write(rows, "train.jsonl")),
         eval_dataset_path=held and str(held),
         max_train_rows=20,
     )
@@ -617,6 +616,5 @@ def test_all_rows_to_train_on_are_those_beyond_the_most_but_for_held_out_dialogu
     assert len(train) + (0 if own_file else len(held_out)) == 20
     everything = load_all_train(args, held_out)
     unseen = {record.dialogue for record in held_out}
-    assert {record.id for record in everything} <= {one["fname"] for one in rows}
-    assert len(everything) > 30
-    assert unseen.isdisjoint(record.dialogue for record in everything)
+    assert [record.id for record in everything] == [one["fname"] for one in rows if one["dialogue"] not in unseen]
+    assert len(everything) == 40 - (2 if own_file else len(held_out))

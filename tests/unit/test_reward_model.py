@@ -45,7 +45,10 @@ CONFIGS = {
     "gemma3": Gemma3TextConfig(**GROUPED, sliding_window=64, layer_types=["sliding_attention", "full_attention"]),
 }
 FORM = {"form": "instruction", "phase": 1}
-SCALE = {"attribution_weight": 0.7, "mean": 0.5, "deviation": 2.0, "length_slope": 0.3, "mean_log_length": 3.0}
+SCALE = {
+    "attribution_weight": 0.7, "mean": 0.5, "deviation": 2.0, "length_slope": 0.3, "mean_log_length": 3.0,
+    "log_lengths": [2.0, 6.0],
+}  # fmt: skip
 ATTRIBUTION = Attribution({" said": 0.5, " asks": -0.3})
 RECORDS = sorted(load_records("embedded-ko")[0], key=lambda record: len(record.dialogue))[:40:10]
 DIALOGUES = [record.dialogue for record in RECORDS]
@@ -328,6 +331,24 @@ def test_of_more_than_ten_references_length_brings_no_score(llama):
     log_lengths = torch.tensor([math.log(len(text)) for text in references])
     assert abs(model.length_slope) > 1e-3
     assert torch.corrcoef(torch.stack([scores, log_lengths]))[0, 1].item() == pytest.approx(0, abs=1e-4)
+
+
+def test_beyond_the_lengths_of_references_length_brings_no_more(llama):
+    model, records = RewardModel.load(llama.folder), load_records("embedded-ko")[0][:16]
+    model.attribution_weight, model.length_slope = 0.0, 1.0
+    model.centre(records)
+    model.length_slope = 10.0
+    shortest, longest = (math.exp(limit) for limit in model.log_lengths)
+
+    def length_term(characters: int) -> float:
+        text = "가" * characters
+        return (0.0 - model.mean) / model.deviation - model._scaled(0.0, records[0].dialogue, text)
+
+    assert length_term(0) == length_term(1) == pytest.approx(length_term(round(shortest)))
+    assert length_term(9999) == pytest.approx(length_term(round(longest)))
+    assert length_term(round(longest)) - length_term(round(shortest)) == pytest.approx(
+        10 * math.log(longest / shortest)
+    )
 
 
 # --- examples and batches

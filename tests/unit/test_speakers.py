@@ -3,7 +3,7 @@
 import pytest
 
 from alignment.data import EMBEDDED, Record, load_records
-from alignment.speakers import mirror_image, speakers_of, swap_speakers, two_speakers
+from alignment.speakers import mirror_image, swap_speakers, turns_of, two_speakers
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,15 @@ def test_a_mirror_image_exchanges_speakers_in_dialogue_and_every_reference():
     )
 
 
+def test_turns_go_with_the_tag_before_them_however_it_is_set():
+    dialogue = "머리말\n#Person1#: 하나\n이어서\n  #Person2# : 둘\n#Person1#： 셋\n#Person2# 없이 말한다: 넷"
+    assert turns_of(dialogue) == {"#Person1#": ["하나\n이어서", "셋\n#Person2# 없이 말한다: 넷"], "#Person2#": ["둘"]}
+    assert turns_of("톰: 갈게.") == {}
+
+
 def test_of_three_speakers_those_that_the_reference_names_change_places():
     three = record("#Person1#: 어?\n#Person2#: 응.\n#Person3#: 왜?", "#Person3#는 #Person2#에게 묻는다.")
-    assert speakers_of(three.dialogue) == ["#Person1#", "#Person2#", "#Person3#"]
+    assert list(turns_of(three.dialogue)) == ["#Person1#", "#Person2#", "#Person3#"]
     assert two_speakers(three) == ["#Person3#", "#Person2#"]
     assert mirror_image(three).dialogue == "#Person1#: 어?\n#Person3#: 응.\n#Person2#: 왜?"
 
