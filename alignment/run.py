@@ -1,6 +1,5 @@
 """The frame of every run: user errors, output folders that are never overwritten, resume, and the manifest."""
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -42,21 +41,10 @@ FREE_SETTINGS = {
 }  # fmt: skip
 
 
-def return_freed_memory() -> None:
-    """Has blocks of 1 MiB and more go back to the system when they are freed, where the C library is glibc.
-
-    By itself glibc comes to keep blocks of up to 32 MiB, and as every batch has other shapes, ever fewer of those fit:
-    fine-tuning on a CPU grew by gigabytes within minutes. Fresh pages cost a tenth of the time.
-    """
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-3, 2**20)  # M_MMAP_THRESHOLD, see mallopt(3)
-
-
 def launch(main: Callable[[], None]) -> None:
     """Runs a recipe; a user's error ends in one message and exit code 2, a bug keeps its traceback."""
     silence_libraries()
     _use_all_cores()
-    return_freed_memory()
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
         PartialState(cpu=True)  # or each CPU process would take itself for the only one

@@ -22,7 +22,7 @@ from alignment.dialogue import encode_example, encode_prompt, end_token_id, inst
 from alignment.head import loss_in_head
 from alignment.held_out import HeldOut, HeldOutRouge, mean_over_tokens
 from alignment.progress import TrainingProgress
-from alignment.training import AdapterCheckpoints, add_callbacks
+from alignment.training import AdapterCheckpoints, add_callbacks, return_freed_memory
 
 
 @dataclass
@@ -74,6 +74,8 @@ class DialogueSFTTrainer(AdapterCheckpoints, HeldOutRouge, SFTTrainer):
 
     def __init__(self, *args: Any, held_out: HeldOut | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args.device.type == "cpu":
+            return_freed_memory()
         self.compute_metrics, self.held_out = mean_over_tokens, held_out
         config = self.model.config.get_text_config()
         # Scaled or capped logits are made after the head, where `loss_in_head` would miss them: leave those to TRL.

@@ -1,5 +1,6 @@
 """What every trainer here shares: checkpoints that resume exactly, progress, and an end when nothing can be learnt."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,17 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from alignment.errors import InputError
+
+
+def return_freed_memory() -> None:
+    """Has blocks of 4 MiB and more go back to the system when they are freed, where the C library is glibc.
+
+    By itself glibc comes to keep blocks of up to 32 MiB, and as every batch has other shapes, ever fewer of those fit.
+    On a CPU fine-tuning takes a sixth less memory so, and a sixth more time, for fresh pages are zeroed; from 1 MiB on
+    it would be a quarter less and half as much time again.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-3, 4 * 2**20)  # M_MMAP_THRESHOLD, see mallopt(3)
 
 
 class AdapterCheckpoints(Trainer):

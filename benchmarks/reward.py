@@ -5,8 +5,8 @@
 
 For each kind of fault it prints the share of dialogues whose reference scores higher, of those where the fault can be
 made, and then the correlation of score and length over references. `base` is what the reward model's base writes
-untuned; `--base_predictions` takes it from a file (fname,summary) that recipes/evaluate.py has written. The last two are
-what a policy would write that had learnt to please the score: nothing, and each speaker's turns behind its tag.
+untuned; `--base_predictions` takes it from a file (fname,summary) that recipes/evaluate.py has written. `full_stop` and
+`copied_turns` are what a policy may come to that pleases the score: nothing, and each speaker's turns behind its tag.
 """
 
 import argparse

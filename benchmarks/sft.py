@@ -51,8 +51,6 @@ def train(kind, examples, steps, dtype, my_turn, other_turn, results):
             other_turn.release()
 
     run.silence_libraries()
-    if kind == "ours":
-        run.return_freed_memory()  # as our recipes do
     model_args = ModelArguments(dtype=dtype, lora_dropout=0.0)
     args = SFTArguments(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, gradient_accumulation_steps=ACCUMULATION,

@@ -1,4 +1,4 @@
-"""alignment/run.py: what every recipe does to its process."""
+"""alignment/training.py: what training does to its process."""
 
 import ctypes
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 # Blocks of 8 MiB, twice: the first teach glibc to keep such blocks, and a small one above holds the second fast.
 KEPT_MIB = """
 import sys, torch
-from alignment.run import return_freed_memory
+from alignment.training import return_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
