@@ -157,7 +157,7 @@ def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[R
 
     Held out are `eval_dataset_path`, or the eval file of a folder, or else a tenth of the data.
     """
-    options: dict[str, Any] = {"need_references": True, "bad_rows": args.bad_rows, "columns": args.columns}
+    options = _options(args)
     train, rejected = load_records(args.dataset_path, split="train", max_rows=args.max_train_rows, **options)
     eval_path = args.eval_dataset_path or find_split(args.dataset_path, "eval")
     if eval_path is None:
@@ -167,12 +167,11 @@ def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[R
     return (train, held_out), rejected + more
 
 
-def load_all_train(args: DataArguments, held_out: list[Record]) -> list[Record]:
-    """Every row to train on, beyond `max_train_rows` too, but for held-out dialogues."""
-    options: dict[str, Any] = {"need_references": True, "bad_rows": args.bad_rows, "columns": args.columns}
-    records, _ = load_records(args.dataset_path, split="train", **options)
+def load_all_train(args: DataArguments, held_out: list[Record]) -> tuple[list[Record], list[Rejected]]:
+    """Reads every row to train on, beyond `max_train_rows` too, but for held-out dialogues; and the bad ones."""
+    records, rejected = load_records(args.dataset_path, split="train", **_options(args))
     unseen = {record.dialogue for record in held_out}
-    return [record for record in records if record.dialogue not in unseen]
+    return [record for record in records if record.dialogue not in unseen], rejected
 
 
 def load_eval(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
@@ -181,14 +180,12 @@ def load_eval(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
     Raises:
         InputError: A row has no reference; or as `load_records`.
     """
-    return load_records(
-        args.eval_dataset_path or args.dataset_path,
-        split="eval",
-        max_rows=args.max_eval_rows,
-        need_references=True,
-        bad_rows=args.bad_rows,
-        columns=args.columns,  # type: ignore[arg-type]  # a dict by now
-    )
+    path = args.eval_dataset_path or args.dataset_path
+    return load_records(path, split="eval", max_rows=args.max_eval_rows, **_options(args))
+
+
+def _options(args: DataArguments) -> dict[str, Any]:
+    return {"need_references": True, "bad_rows": args.bad_rows, "columns": args.columns}
 
 
 def write_rejected(rejected: list[Rejected], path: str | Path) -> None:

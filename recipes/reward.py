@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     output, folder = Path(args.output_dir), Path(args.output_dir) / "data"
     run.make_folder(folder)
     (train, held_out), rejected = data.load_train_and_eval(data_args)
-    data.write_rejected(rejected, output / "rejected.jsonl")
+    everything, more = data.load_all_train(data_args, held_out)  # for what costs seconds
+    data.write_rejected(list(dict.fromkeys(rejected + more)), output / "rejected.jsonl")
     pairs.check_splits(train, held_out, ("dialogue", "id") if args.candidates or args.ratings else ("dialogue",))
     records = {"train": train, "held_out": held_out}
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
@@ -85,7 +86,6 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     settings = run.settings_of(model_args, label_args, args)
-    everything = data.load_all_train(data_args, held_out)
     facts |= {"data": {split: pairs.summary(compared[split]) for split in SPLITS} | {"all": data.summary(everything)}}
     current = run.Run.start(output / "model", settings, facts, args.overwrite_output_dir, args.resume_from_checkpoint)
     if current.finished:

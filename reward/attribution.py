@@ -47,15 +47,15 @@ class Attribution:
                 differences.append({name: right[name] - wrong[name] for name in [*right, *wrong]})
         found = Counter(name for difference in differences for name, value in difference.items() if value)
         columns = {name: i for i, name in enumerate(sorted(name for name, count in found.items() if count >= RAREST))}
+        say(f"Who does what: {len(columns)} pieces of evidence from {len(differences)} dialogues of tagged speakers.")
+        if not columns:
+            return cls({})
         cells = [
             (row, columns[name], value)
             for row, difference in enumerate(differences)
             for name, value in difference.items()
-            if name in columns and value
+            if name in columns
         ]
-        say(f"Who does what: {len(cells) and len(columns)} pieces of evidence from {len(differences)} dialogues.")
-        if not cells:
-            return cls({})
         rows, places, values = (torch.tensor(one) for one in zip(*cells, strict=True))
         penalty = torch.tensor([L2_OF_ALL if name.startswith(" ") else L2_OF_WORDS for name in columns])
         weights = torch.zeros(len(columns), dtype=torch.float64, requires_grad=True)

@@ -7,7 +7,7 @@ does what, which small models guess at, is told by a linear model of its own (re
 import json
 import math
 from copy import copy
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from alignment.progress import Progress
 from alignment.run import read_manifest, write_json
 from reward.attribution import Attribution
 
-SCALE = "reward.json"  # prompt form and phase, weight of the attribution, mean and deviation, slope over log length
+FACTS = "reward.json"  # prompt form and phase, weight of the attribution, scale
 
 CHUNKS = 4
 
@@ -140,26 +140,68 @@ def load_scorer(config: ModelArguments, adapter: str | Path) -> PeftModel:
 
 def start_of(path: Path) -> RewardStart:
     """The reward model in a folder, for `Roles`."""
-    facts = _facts(path)
-    return RewardStart(path, facts["mean"], facts["deviation"])
+    scale = _parts(path)["scale"]
+    return RewardStart(path, scale.mean, scale.deviation)
 
 
-def _facts(path: str | Path) -> dict[str, Any]:
-    """Prompt form and scale of the reward model in a folder."""
-    if not (scale := Path(path) / SCALE).is_file():
-        raise InputError(f"{path}: no {SCALE} in it. Expected the model folder of a finished recipes/reward.py.")
-    return json.loads(scale.read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Scale:
+    """How a raw score becomes one that can be read: in deviations from a mean reference, without what length brings.
+
+    Attributes:
+        length_slope: Deviations that a reference gains with the logarithm of its characters.
+        shortest: Logarithm of the shortest reference's characters. Below it, and above `longest`, length brings no
+            more than there: no slope was seen, and it would pay to say nothing.
+    """
+
+    mean: float = 0.0
+    deviation: float = 1.0
+    length_slope: float = 0.0
+    mean_log_length: float = 0.0
+    shortest: float = -math.inf
+    longest: float = math.inf
+
+    @classmethod
+    def of(cls, raw: np.ndarray, references: list[str]) -> "Scale":
+        """The scale on which these raw scores of references (N) have mean 0, deviation 1 and no slope over length.
+
+        Of ten references or fewer there is no slope, and of equal scores no deviation (1 stands in).
+        """
+        log_lengths = np.array(list(map(_log_length, references)))
+        mean, deviation, slope = float(raw.mean()), _deviation(raw), 0.0
+        if len(raw) > 10 and np.ptp(log_lengths) > 0:
+            slope = float(np.polyfit(log_lengths, (raw - mean) / deviation, 1)[0])
+        return cls(mean, deviation, slope, *(float(one(log_lengths)) for one in (np.mean, np.min, np.max)))
+
+    def score(self, raw: float, summary: str) -> float:
+        """The score of a summary with this raw one."""
+        log_length = min(max(_log_length(summary), self.shortest), self.longest)
+        return (raw - self.mean) / self.deviation - self.length_slope * (log_length - self.mean_log_length)
 
 
 def _deviation(scores: np.ndarray) -> float:
     return float(scores.std()) if np.ptp(scores) > 1e-6 else 1.0
 
 
+def _log_length(text: str) -> float:
+    return math.log(max(len(text), 1))
+
+
+def _parts(path: str | Path) -> dict[str, Any]:
+    """What the folder of a reward model holds besides its network, as `RewardModel` takes it."""
+    if not (file := Path(path) / FACTS).is_file():
+        raise InputError(f"{path}: no {FACTS} in it. Expected the model folder of a finished recipes/reward.py.")
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return facts | {"scale": Scale(**facts["scale"]), "attribution": Attribution.load(path)}
+
+
 class RewardModel:
     """Scores summaries of dialogues: 0 is a mean reference summary, 1 a standard deviation better than that.
 
-    What length alone brings a reference summary is taken off, so that neither longer nor shorter ones pay; below the
-    shortest and above the longest reference no more than there.
+    What length alone brings a reference summary is taken off, so that neither longer nor shorter ones pay.
+
+    Args:
+        attribution_weight: Of `attribution`, beside the head's score.
 
     Example: `RewardModel.load("runs/reward/model").score([dialogue], [summary])`
     """
@@ -170,17 +212,12 @@ class RewardModel:
         tokenizer: PreTrainedTokenizerBase,
         form: str,
         phase: int,
-        mean: float = 0.0,
-        deviation: float = 1.0,
-        length_slope: float = 0.0,
-        mean_log_length: float = 0.0,
-        log_lengths: tuple[float, float] = (-math.inf, math.inf),
+        scale: Scale = Scale(),
         attribution: Attribution | None = None,
         attribution_weight: float = 0.0,
     ) -> None:
         self.model, self.tokenizer, self.form, self.phase = model, tokenizer, form, phase
-        self.mean, self.deviation = mean, deviation
-        self.length_slope, self.mean_log_length, self.log_lengths = length_slope, mean_log_length, log_lengths
+        self.scale = scale
         self.attribution, self.attribution_weight = attribution or Attribution({}), attribution_weight
 
     @classmethod
@@ -190,34 +227,24 @@ class RewardModel:
         Raises:
             InputError: The folder holds no reward model, or its base cannot be loaded.
         """
-        facts = _facts(path)
+        parts = _parts(path)
         config = models.as_trained(model_args or ModelArguments(), (read_manifest(path) or {}).get("settings", {}))
         model = load_scorer(replace(config, model_name_or_path=str(models.base_of(path))), path)
         load_head(model, path)
         tokenizer = models.load_tokenizer(str(path))
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        return cls(model.to(PartialState().device).eval(), tokenizer, attribution=Attribution.load(path), **facts)
+        return cls(model.to(PartialState().device).eval(), tokenizer, **parts)
 
     @classmethod
     def in_role(cls, roles: Roles, path: str | Path) -> "RewardModel":
         """What recipes/reward.py has left in a folder, where a base that it shares has taken on its role."""
         tokenizer = models.load_tokenizer(str(path))
-        role = RewardRole(roles, tokenizer.pad_token_id)
-        return cls(role, tokenizer, attribution=Attribution.load(path), **_facts(path))
+        return cls(RewardRole(roles, tokenizer.pad_token_id), tokenizer, **_parts(path))
 
     def save(self, path: str | Path) -> None:
-        """Writes prompt form and scale beside the adapter and head that the trainer has saved."""
-        names = (
-            "form",
-            "phase",
-            "attribution_weight",
-            "mean",
-            "deviation",
-            "length_slope",
-            "mean_log_length",
-            "log_lengths",
-        )
-        write_json({name: getattr(self, name) for name in names}, Path(path) / SCALE)
+        """Writes prompt form, scale and attribution beside the adapter and head that the trainer has saved."""
+        facts = {name: getattr(self, name) for name in ("form", "phase", "attribution_weight")}
+        write_json(facts | {"scale": asdict(self.scale)}, Path(path) / FACTS)
         self.attribution.save(path)
 
     def publish(self, path: str | Path) -> None:
@@ -241,31 +268,18 @@ class RewardModel:
         self.save(path)
 
     def centre(self, records: list[Record], attribution_weight: float = 0.0) -> None:
-        """Takes mean, deviation and the slope over log length from the scores of the references.
-
-        Of ten references or fewer there is no slope, and of equal scores no deviation (1 stands in).
+        """Takes the scale from the references of these records.
 
         Args:
             attribution_weight: Of `attribution`, in deviations of the head's scores.
         """
-        self.attribution_weight, self.mean, self.deviation, self.length_slope = 0.0, 0.0, 1.0, 0.0
+        self.scale, self.attribution_weight = Scale(), 0.0
         of_references = [(record.dialogue, text) for record in records for text in record.references]
         dialogues, references = map(list, zip(*of_references, strict=True))
         raw = np.array(self.score(dialogues, references))
         self.attribution_weight = attribution_weight * _deviation(raw)
-        raw += self.attribution_weight * np.array(list(map(self.attribution.score, dialogues, references)))
-        self.mean, self.deviation = float(raw.mean()), _deviation(raw)
-        log_lengths = np.log([max(len(text), 1) for text in references])
-        self.mean_log_length = float(log_lengths.mean())
-        self.log_lengths = float(log_lengths.min()), float(log_lengths.max())
-        if len(raw) > 10 and np.ptp(log_lengths) > 0:
-            self.length_slope = float(np.polyfit(log_lengths, (raw - self.mean) / self.deviation, 1)[0])
-
-    def _scaled(self, of_head: float, text: str, summary: str) -> float:
-        raw = of_head + self.attribution_weight * self.attribution.score(text, summary)
-        shortest, longest = self.log_lengths  # no slope was seen beyond: it would pay to say nothing
-        beyond = min(max(math.log(max(len(summary), 1)), shortest), longest) - self.mean_log_length
-        return (raw - self.mean) / self.deviation - self.length_slope * beyond
+        told = np.array(list(map(self.attribution.score, dialogues, references)))
+        self.scale = Scale.of(raw + self.attribution_weight * told, references)
 
     def score(
         self, dialogues: list[str], summaries: list[str], batch_size: int = 8, description: str | None = None
@@ -297,7 +311,8 @@ class RewardModel:
                 batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
                 indices = [i for _, own in part for i in own]
                 for i, of_head in zip(indices, read(self.model, batch).tolist(), strict=True):
-                    scores[i] = self._scaled(of_head, dialogues[i], summaries[i])
+                    told = self.attribution.score(dialogues[i], summaries[i])
+                    scores[i] = self.scale.score(of_head + self.attribution_weight * told, summaries[i])
                 progress.advance(len(part))
         return scores
 

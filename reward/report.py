@@ -72,7 +72,7 @@ def report(
         "by_kind": accuracy_by(lambda pair: pair.kind),
         "by_length_bin": accuracy_by(lambda pair: pair.length_bin, BINS),
         "spearman": spearman_within(labels, scores),
-        "calibration": calibration(margins * model.deviation),
+        "calibration": calibration(margins * model.scale.deviation),
         "length_correlation": {
             "references": correlation(by_kind["reference"]),
             "candidates": correlation([item for own in by_kind.values() for item in own]),

@@ -235,7 +235,7 @@ def test_the_model_loads_and_scores(finished: Path, dialogues: Path):
     )
 
 
-def test_who_does_what_is_told_beside_the_head(finished: Path, train: list[Record], flags: Flags, tmp_path: Path):
+def test_who_does_what_is_told_beside_the_head(finished: Path, train: list[Record]):
     assert Attribution.load(finished / "model") == Attribution.fit(train) != Attribution({})
     assert json.loads((finished / "model" / "reward.json").read_text("utf-8"))["attribution_weight"] > 0
 

@@ -614,7 +614,7 @@ def test_all_rows_to_train_on_are_those_beyond_the_most_but_for_held_out_dialogu
     )
     (train, held_out), _ = load_train_and_eval(args)
     assert len(train) + (0 if own_file else len(held_out)) == 20
-    everything = load_all_train(args, held_out)
+    everything, _ = load_all_train(args, held_out)
     unseen = {record.dialogue for record in held_out}
     assert [record.id for record in everything] == [one["fname"] for one in rows if one["dialogue"] not in unseen]
     assert len(everything) == 40 - (2 if own_file else len(held_out))

@@ -9,6 +9,7 @@ import pytest
 
 from alignment.data import Record
 from reward.labels import Label
+from reward.model import Scale
 from reward.pairs import BINS, Pair
 from reward.report import calibration, correlation, report, spearman_within, write_report
 
@@ -103,7 +104,7 @@ def test_there_is_no_rank_correlation_without_three_candidates():
 class Scorer:
     """Scores each text of each dialogue by a table, as `RewardModel` scores them by a model."""
 
-    deviation = 2.0
+    scale = Scale(deviation=2.0)
 
     def __init__(self, scores: dict[tuple[str, str], float]) -> None:
         self.scores = scores

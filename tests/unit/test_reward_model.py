@@ -4,10 +4,11 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -31,7 +32,7 @@ from alignment.errors import InputError
 from alignment.ppo.roles import HEAD
 from alignment.run import write_json
 from reward.attribution import Attribution
-from reward.model import RewardModel, encode_summaries, head_of, load_scorer, make_batch, read
+from reward.model import RewardModel, Scale, encode_summaries, head_of, load_scorer, make_batch, read
 from reward.pairs import Pair
 from reward.trainer import PairCollator, make_examples, make_trainer
 
@@ -45,11 +46,9 @@ CONFIGS = {
     "gemma3": Gemma3TextConfig(**GROUPED, sliding_window=64, layer_types=["sliding_attention", "full_attention"]),
 }
 FORM = {"form": "instruction", "phase": 1}
-SCALE = {
-    "attribution_weight": 0.7, "mean": 0.5, "deviation": 2.0, "length_slope": 0.3, "mean_log_length": 3.0,
-    "log_lengths": [2.0, 6.0],
-}  # fmt: skip
+SCALE = Scale(mean=0.5, deviation=2.0, length_slope=0.3, mean_log_length=3.0, shortest=2.0, longest=6.0)
 ATTRIBUTION = Attribution({" said": 0.5, " asks": -0.3})
+PARTS = {"form": "instruction", "phase": 1, "scale": SCALE, "attribution": ATTRIBUTION, "attribution_weight": 0.7}
 RECORDS = sorted(load_records("embedded-ko")[0], key=lambda record: len(record.dialogue))[:40:10]
 DIALOGUES = [record.dialogue for record in RECORDS]
 REFERENCES = [record.references[0] for record in RECORDS]
@@ -102,7 +101,7 @@ def saved_for(tmp_path_factory, tiny_tokenizer) -> Callable[[str], Saved]:
         scorer = load_scorer(arguments(base), sft)
         torch.nn.init.normal_(head_of(scorer).weight)
         trainer_of(scorer, tiny_tokenizer, folder).save_model()
-        model = RewardModel(scorer.eval(), tiny_tokenizer, **FORM, **SCALE, attribution=ATTRIBUTION)
+        model = RewardModel(scorer.eval(), tiny_tokenizer, **PARTS)
         model.save(folder)
         write_json({"finished": True, "settings": {"dtype": "float32"}}, folder / "manifest.json")
         return Saved(model, base, sft, folder)
@@ -233,7 +232,7 @@ def test_dialogues_without_their_summaries_are_refused(llama):
 
 def test_a_saved_model_scores_the_same_to_the_bit(saved):
     loaded = RewardModel.load(saved.folder)
-    assert {name: getattr(loaded, name) for name in SCALE} == SCALE
+    assert {name: getattr(loaded, name) for name in PARTS} == PARTS
     assert loaded.score(DIALOGUES, REFERENCES) == saved.model.score(DIALOGUES, REFERENCES)
 
 
@@ -266,7 +265,7 @@ def test_a_published_model_gives_the_raw_score_without_this_library(saved, tmp_p
     with torch.inference_mode():
         logits = plain(ids).logits
     assert logits.shape == (1, 1)
-    assert SCALE.items() <= json.loads((tmp_path / "reward.json").read_text("utf-8")).items()
+    assert json.loads((tmp_path / "reward.json").read_text("utf-8"))["scale"] == asdict(SCALE)
     assert scaled(logits.item(), DIALOGUES[0], REFERENCES[0]) == pytest.approx(expected[0], abs=1e-4)
 
 
@@ -312,7 +311,6 @@ def test_centred_scores_of_references_have_mean_0_and_deviation_1(llama):
 
 def test_the_attribution_is_added_in_deviations_of_the_head(llama):
     model = RewardModel.load(llama.folder)
-    assert model.attribution == ATTRIBUTION
     model.centre(RECORDS)
     alone = torch.tensor(model.score(DIALOGUES, REFERENCES))
     model.centre(RECORDS, attribution_weight=2.0)
@@ -329,26 +327,18 @@ def test_of_more_than_ten_references_length_brings_no_score(llama):
     references = [record.references[0] for record in records]
     scores = torch.tensor(model.score([record.dialogue for record in records], references))
     log_lengths = torch.tensor([math.log(len(text)) for text in references])
-    assert abs(model.length_slope) > 1e-3
+    assert abs(model.scale.length_slope) > 1e-3
     assert torch.corrcoef(torch.stack([scores, log_lengths]))[0, 1].item() == pytest.approx(0, abs=1e-4)
 
 
-def test_beyond_the_lengths_of_references_length_brings_no_more(llama):
-    model, records = RewardModel.load(llama.folder), load_records("embedded-ko")[0][:16]
-    model.attribution_weight, model.length_slope = 0.0, 1.0
-    model.centre(records)
-    model.length_slope = 10.0
-    shortest, longest = (math.exp(limit) for limit in model.log_lengths)
-
-    def length_term(characters: int) -> float:
-        text = "가" * characters
-        return (0.0 - model.mean) / model.deviation - model._scaled(0.0, records[0].dialogue, text)
-
-    assert length_term(0) == length_term(1) == pytest.approx(length_term(round(shortest)))
-    assert length_term(9999) == pytest.approx(length_term(round(longest)))
-    assert length_term(round(longest)) - length_term(round(shortest)) == pytest.approx(
-        10 * math.log(longest / shortest)
-    )
+def test_beyond_the_lengths_of_references_length_brings_no_more():
+    references = ["가" * characters for characters in range(20, 200, 15)]
+    raw = np.array([2.0 * math.log(len(text)) + (-1) ** i for i, text in enumerate(references)])
+    scale = Scale.of(raw, references)
+    assert scale.length_slope > 0.5
+    score = [scale.score(0.0, "가" * characters) for characters in (0, 1, 20, 21, 184, 185, 999)]
+    assert score[0] == score[1] == score[2] > score[3] > score[4] > score[5] == score[6]
+    assert score[2] - score[5] == pytest.approx(scale.length_slope * math.log(185 / 20))
 
 
 # --- examples and batches
