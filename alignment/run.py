@@ -35,7 +35,7 @@ FREE_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "phases", "report_to", "run_name", "project",
     "logging_dir", "disable_tqdm", "log_level", "push_to_hub", "hub_token", "hub_model_id", "trackio_space_id",
     "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory", "per_device_eval_batch_size",
-    "activation_checkpointing", "generation_batch_size",
+    "activation_checkpointing", "generation_batch_size", "vllm_url",
     "eval_accumulation_steps", "torch_empty_cache_steps", "gradient_checkpointing", "local_rank",
     "stage", "min_accuracy", "sample_batch_size",
 }  # fmt: skip

@@ -36,6 +36,9 @@ class PPOConfig(TrainerArguments, TrainingArguments):
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest completion, in tokens; 128 if unset."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the rollouts."})
     generation_batch_size: int = field(default=16, metadata={"help": "Dialogues a device that are sampled at a time."})
+    vllm_url: str | None = field(
+        default=None, metadata={"help": "Address of a vLLM server that samples, such as http://127.0.0.1:8000."}
+    )
     kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty; the first one with kl_target."})
     kl_estimator: str = field(default="k1", metadata={"help": "k1 or k3: how KL is estimated at a token."})
     kl_target: float | None = field(

@@ -265,16 +265,20 @@ class Roles(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Writes the policy's adapter, as PEFT loads it, and below `value/` the value's adapter and head."""
-        for role, place in ((POLICY, Path(folder)), (VALUE, Path(folder) / VALUE)):
-            place.mkdir(parents=True, exist_ok=True)
-            weights = get_peft_model_state_dict(self.model, adapter_name=role)
-            save_file({name: weight.contiguous().cpu() for name, weight in weights.items()}, place / ADAPTER)
-            config = copy(self.model.peft_config[role])
-            config.inference_mode = True
-            config.base_model_name_or_path = self.name_or_path
-            config.save_pretrained(str(place))
+        self.save_adapter(POLICY, Path(folder))
+        self.save_adapter(VALUE, Path(folder) / VALUE)
         head = {name: tensor.cpu() for name, tensor in self.value_head.state_dict().items()}
         save_file(head, Path(folder) / VALUE / HEAD)
+
+    def save_adapter(self, role: str, folder: Path) -> None:
+        """Writes the adapter of a role, as PEFT loads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = get_peft_model_state_dict(self.model, adapter_name=role)
+        save_file({name: weight.contiguous().cpu() for name, weight in weights.items()}, folder / ADAPTER)
+        config = copy(self.model.peft_config[role])
+        config.inference_mode = True
+        config.base_model_name_or_path = self.name_or_path
+        config.save_pretrained(str(folder))
 
     def load(self, folder: str | Path) -> None:
         """Puts policy and value back as `save` wrote them."""

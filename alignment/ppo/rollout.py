@@ -5,7 +5,7 @@ prompts share its batch, on how many processes there are, or on whether the run 
 """
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignment.errors import InputError
-from alignment.generation import tokens_at
+from alignment.generation import noise, tokens_at
 from alignment.head import contiguous_head
 from alignment.ppo.prompts import Prompt, join, pad
 from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
@@ -58,21 +58,23 @@ def encode_prompts(
 def sample(
     roles: Roles,
     prompts: list[list[int]],
-    read: list[Prompt],
-    numbers: Tensor,
+    places: Sequence[int],
+    seed: int,
     end_token_id: int,
     temperature: float,
+    max_new_tokens: int,
+    read: list[Prompt],
     batch_size: int,
 ) -> list[list[int]]:
     """Samples the policy's completion of each prompt, with its end token if it came to one.
 
     Args:
         prompts: Token ids of each prompt, unpadded (N).
-        read: What the policy has read of them (N).
-        numbers: `noise` (N x C): each token is where the cumulative distribution reaches its number.
+        places: In the run (N): with the seed they decide the noise of each.
+        read: What the policy has read of the prompts (N).
         batch_size: Completions written at a time; those that have ended leave the batch.
     """
-    numbers = numbers.to(roles.device)
+    numbers = noise(seed, places, max_new_tokens).to(roles.device)
     completions: list[list[int]] = [[] for _ in prompts]
     with contiguous_head(roles.model):
         for start in range(0, len(prompts), batch_size):

@@ -28,13 +28,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from alignment import models
 from alignment.errors import InputError
-from alignment.generation import Decoding, generate, noise
+from alignment.generation import Decoding, generate
 from alignment.ppo import math as ppo
 from alignment.ppo.config import PPOConfig, count_steps
 from alignment.ppo.guards import RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import POLICY, Roles
 from alignment.ppo.rollout import Scorer, encode_prompts, judge, read, sample, score
+from alignment.ppo.vllm import VLLM
 from alignment.run import last_checkpoint, say, write_json
 from alignment.training import AdapterCheckpoints, add_callbacks
 
@@ -105,6 +106,7 @@ class PPOTrainer(AdapterCheckpoints):
             )
         self.args._n_gpu = 1  # one process sees several GPUs in a notebook; DataParallel would split the roles' caches
         self.roles, self.kl_coef = roles, args.kl_coef
+        self.vllm = VLLM(args.vllm_url, roles) if args.vllm_url else None
         self.loss_is_scaled_for_ga = True
         self.scale: tuple[float, float] | None = None  # mean and deviation of the scores in the first rollout
         self._figures: dict[str, float] = {}  # of the rollout, for the log
@@ -167,13 +169,11 @@ class PPOTrainer(AdapterCheckpoints):
         places = [place * each + i for place in by_length for i in range(each)]
         rows = [self._row(place // each) for place in places]
         prompts = [self.prompt_ids[row] for row in rows]
-        numbers = noise(args.seed, places, self.max_new_tokens)
         pad_id, micro = self.processing_class.pad_token_id, args.per_device_train_batch_size
         self.roles.eval()
         of_policy = read(self.roles, prompts, POLICY, micro)
-        completions = sample(
-            self.roles, prompts, of_policy, numbers, self.end_token_id, args.temperature, args.generation_batch_size
-        )
+        how = (self.roles, prompts, places, args.seed, self.end_token_id, args.temperature, self.max_new_tokens)
+        completions = self.vllm.sample(*how) if self.vllm else sample(*how, of_policy, args.generation_batch_size)
         texts = self._texts(completions)
         if not any(gather_object(texts)):
             raise InputError(

@@ -246,6 +246,8 @@ def test_rouge_and_quality_as_scorers(dialogues: Path):
         ({"rollout_batch_size": 3}, "--rollout_batch_size 3: expected a multiple of 2"),
         ({"max_length": 9999}, "--max_length 9999: expected at most 2048"),
         ({"max_length": 16}, "the first turn, with room for the summary"),
+        ({"vllm_url": "http://127.0.0.1:9"}, "--vllm_url http://127.0.0.1:9: .*refused.*Expected a server"),
+        ({"vllm_url": "localhost:9"}, "--vllm_url localhost:9: .*unknown url type"),
         ({"metric_profile": "bleu"}, "--metric_profile bleu"),
         ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere"),
     ],

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
 from alignment.errors import InputError
-from alignment.generation import noise
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
 from alignment.ppo import rollout as rollouts
 from alignment.ppo.guards import reward_hacking
@@ -179,28 +178,26 @@ def test_the_split_into_micro_batches_does_not_matter(tmp_path: Path, reread: bo
 # Rollouts
 
 
-def sampled(prompts: list[list[int]], numbers: torch.Tensor, **how: Any) -> list[list[int]]:
+def sampled(prompts: list[list[int]], places: Sequence[int], tokens: int, temperature: float = 1.0) -> list[list[int]]:
     roles = Roles(model())
-    return rollouts.sample(roles, prompts, roles.read_prompts(prompts, POLICY), numbers, **how, batch_size=len(prompts))
+    of_policy = roles.read_prompts(prompts, POLICY)
+    return rollouts.sample(roles, prompts, places, 0, 1, temperature, tokens, of_policy, batch_size=len(prompts))
 
 
 def test_a_completion_does_not_depend_on_what_shares_its_batch():
     prompts = [[5, 6, 7], [8], [8], [9, 10, 11, 12]]  # one of them twice, which is read once
-    numbers = noise(0, [0, 1, 2, 3], 8)
-    how = {"end_token_id": 1, "temperature": 1.0}
-    together = sampled(prompts, numbers, **how)
+    together = sampled(prompts, range(4), 8)
     roles = Roles(model())
-    in_pairs = rollouts.sample(roles, prompts, rollouts.read(roles, prompts, POLICY, 3), numbers, **how, batch_size=2)
-    assert in_pairs == together
-    alone = [sampled([p], numbers[i : i + 1], **how)[0] for i, p in enumerate(prompts)]
+    of_policy = rollouts.read(roles, prompts, POLICY, 3)
+    assert rollouts.sample(roles, prompts, range(4), 0, 1, 1.0, 8, of_policy, batch_size=2) == together
+    alone = [sampled([prompt], [i], 8)[0] for i, prompt in enumerate(prompts)]
     assert together == alone
     assert len({tuple(ids) for ids in together}) == 4
 
 
 def test_tokens_are_sampled_as_often_as_they_are_likely():
     prompt = [5, 6, 7]
-    numbers = noise(0, list(range(4000)), 1)
-    tokens = sampled([prompt] * 4000, numbers, end_token_id=1, temperature=0.7)
+    tokens = sampled([prompt] * 4000, range(4000), 1, temperature=0.7)
     shares = torch.bincount(torch.tensor(tokens).flatten(), minlength=16) / 4000
     with torch.no_grad():
         expected = (model()(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
@@ -209,8 +206,7 @@ def test_tokens_are_sampled_as_often_as_they_are_likely():
 
 def test_a_completion_stops_at_its_end_token():
     prompts = [[5 + i % 8] for i in range(64)]
-    how = {"end_token_id": 1, "temperature": 1.0}
-    completions = sampled(prompts, noise(0, list(range(64)), 8), **how)
+    completions = sampled(prompts, range(64), 8)
     assert all(1 not in ids[:-1] for ids in completions)
     assert any(ids[-1] == 1 and len(ids) < 8 for ids in completions)
     assert all(len(ids) == 8 for ids in completions if ids[-1] != 1)
