@@ -86,6 +86,21 @@ def test_named_targets_that_the_model_lacks_are_refused(tiny_model):
 # --- types and quantisation
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks the CPU")
+@pytest.mark.parametrize(
+    ("knows", "dtype"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(monkeypatch, knows, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: knows)
+    assert models.native_dtype() == dtype
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_base_and_adapters_have_the_asked_type(tiny_model, dtype):
     model = models.load_for_training(arguments(tiny_model, dtype=dtype))
