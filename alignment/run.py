@@ -30,7 +30,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 # In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
 DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
 HOW_TO_GO_ON = "The same command goes on from here; a training run with --resume_from_checkpoint true."
-# Settings that may differ between a run and its continuation, because the result does not depend on them.
+# Settings that may differ between a run and its continuation: the result does not depend on them, but for rounding and,
+# where a vLLM server samples, its noise.
 FREE_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "phases", "report_to", "run_name", "project",
     "logging_dir", "disable_tqdm", "log_level", "push_to_hub", "hub_token", "hub_model_id", "trackio_space_id",

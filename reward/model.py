@@ -192,6 +192,8 @@ def _parts(path: str | Path) -> dict[str, Any]:
     if not (file := Path(path) / FACTS).is_file():
         raise InputError(f"{path}: no {FACTS} in it. Expected the model folder of a finished recipes/reward.py.")
     facts = json.loads(file.read_text(encoding="utf-8"))
+    if "scale" not in facts:
+        raise InputError(f"{file}: no scale in it; an earlier version wrote it. Run recipes/reward.py again.")
     return facts | {"scale": Scale(**facts["scale"]), "attribution": Attribution.load(path)}
 
 

@@ -106,7 +106,7 @@ class PPOTrainer(AdapterCheckpoints):
             )
         self.args._n_gpu = 1  # one process sees several GPUs in a notebook; DataParallel would split the roles' caches
         self.roles, self.kl_coef = roles, args.kl_coef
-        self.vllm = VLLM(args.vllm_url, roles) if args.vllm_url else None
+        self.vllm = VLLM(args.vllm_url, roles, max(self.prompt_ids, key=len)) if args.vllm_url else None
         self.loss_is_scaled_for_ga = True
         self.scale: tuple[float, float] | None = None  # mean and deviation of the scores in the first rollout
         self._figures: dict[str, float] = {}  # of the rollout, for the log
@@ -171,9 +171,12 @@ class PPOTrainer(AdapterCheckpoints):
         prompts = [self.prompt_ids[row] for row in rows]
         pad_id, micro = self.processing_class.pad_token_id, args.per_device_train_batch_size
         self.roles.eval()
-        of_policy = read(self.roles, prompts, POLICY, micro)
-        how = (self.roles, prompts, places, args.seed, self.end_token_id, args.temperature, self.max_new_tokens)
-        completions = self.vllm.sample(*how) if self.vllm else sample(*how, of_policy, args.generation_batch_size)
+        of_policy = [] if self.vllm and args.reread_prompts else read(self.roles, prompts, POLICY, micro)
+        how = (prompts, places, args.seed, self.end_token_id, args.temperature, self.max_new_tokens)
+        if self.vllm:
+            completions = self.vllm.sample(*how)
+        else:
+            completions = sample(self.roles, *how, of_policy, args.generation_batch_size)
         texts = self._texts(completions)
         if not any(gather_object(texts)):
             raise InputError(
@@ -281,11 +284,7 @@ class PPOTrainer(AdapterCheckpoints):
     # Learning
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """This micro-batch's share of the mean policy and value loss over the tokens of the step."""
         args, mask = self.args, inputs["completion_mask"]

@@ -1,91 +1,35 @@
 """Rollouts by a server that speaks vLLM's protocol: it loads adapters from their folders and goes on from token ids.
 
-vLLM itself needs another environment than these tests; what stands in for it here answers with the same model.
+vLLM itself needs another environment than these tests; what stands in for it here answers with the same model. The last
+test asks a real one, of any base, if its address is given:
+
+    YOYAK_VLLM_URL=http://127.0.0.1:8000 pytest tests/integration/test_vllm.py
 """
 
 import json
+import os
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Thread
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM
+from vllm_server import Server
 
+from alignment.data import load_records
 from alignment.errors import InputError
 from alignment.models import load_tokenizer
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
-from alignment.ppo.roles import ADAPTER, POLICY
+from alignment.ppo.roles import POLICY
 from alignment.ppo.rollout import sample
 from alignment.ppo.vllm import VLLM
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
 GREEDY = 0.01  # the lowest temperature that vLLM knows
-
-
-class Server(ThreadingHTTPServer):
-    """Greedy completions of one base with adapters; notes what it was asked for."""
-
-    daemon_threads = True
-
-    def __init__(self, base: Path, takes_adapters: bool = True) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.base, self.takes_adapters, self.lock = str(base), takes_adapters, Lock()
-        self.adapters: dict[str, PeftModel] = {}
-        self.loaded: dict[str, dict[str, Tensor]] = {}
-        self.asked: list[dict[str, Any]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def complete(self, body: dict[str, Any]) -> list[int]:
-        end, ids = body["stop_token_ids"][0], torch.tensor([body["prompt"]])
-        with self.lock, torch.no_grad():
-            self.asked.append(body)
-            output = self.adapters[body["model"]].generate(
-                input_ids=ids, do_sample=False, max_new_tokens=body["max_tokens"], eos_token_id=end, pad_token_id=0
-            )
-        return output[0, ids.shape[1] :].tolist()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def answer(self, status: int, body: Any) -> None:
-        content = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def do_GET(self) -> None:
-        self.answer(200, {"data": [{"id": "base", "root": self.server.base}]})
-
-    def do_POST(self) -> None:
-        server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == "/v1/completions":
-            self.answer(200, {"choices": [{"token_ids": server.complete(body)}]})
-        elif not server.takes_adapters:
-            self.answer(404, {"detail": "Not Found"})
-        elif self.path == "/v1/load_lora_adapter":
-            name, folder = body["lora_name"], body["lora_path"]
-            base = AutoModelForCausalLM.from_pretrained(server.base)
-            server.adapters[name] = PeftModel.from_pretrained(base, folder)
-            server.loaded[name] = load_file(Path(folder) / ADAPTER)
-            self.answer(200, "Success: added.")
-        else:
-            del server.adapters[body["lora_name"]]
-            self.answer(200, "Success: removed.")
 
 
 @pytest.fixture
@@ -116,26 +60,34 @@ def roles(base: Path) -> Roles:
     return one
 
 
+def vllm_of(server: Server, roles: Roles) -> VLLM:
+    return VLLM(server.url, roles, PROMPTS[2])
+
+
 def test_the_server_writes_what_the_policy_writes(server: Server, roles: Roles):
     of_policy = roles.read_prompts(PROMPTS, POLICY)
     first = sample(roles, PROMPTS, range(3), 0, 1, GREEDY, 8, of_policy, 3)
     end = next(token for ids in first for token in ids[1:7] if token != ids[0])  # so that one ends before its limit
     expected = sample(roles, PROMPTS, range(3), 0, end, GREEDY, 8, of_policy, 3)
-    assert VLLM(server.url + "/", roles).sample(roles, PROMPTS, range(3), 0, end, GREEDY, 8) == expected
+    assert VLLM(server.url + "/", roles, PROMPTS[2]).sample(PROMPTS, range(3), 0, end, GREEDY, 8) == expected
     assert any(ids[-1] == end and 1 < len(ids) < 8 for ids in expected)
     assert server.adapters == {}  # given back
 
 
-def test_each_completion_has_a_seed_of_its_own_and_no_setting_of_the_model(server: Server, roles: Roles):
-    vllm = VLLM(server.url, roles)
-    vllm.sample(roles, PROMPTS[:1] * 4, range(4), 0, 1, 0.7, 2)
-    vllm.sample(roles, PROMPTS[:1], [3], 0, 1, 0.7, 2)
-    seeds = [body["seed"] for body in server.asked]
+def test_it_is_asked_for_token_ids_from_the_whole_distribution_with_a_seed_for_each_place(server: Server, roles: Roles):
+    vllm = vllm_of(server, roles)
+    vllm.sample(PROMPTS[:1] * 4, range(4), 0, 1, 0.7, 2)
+    vllm.sample(PROMPTS[:1], [3], 0, 1, 0.7, 2)
+    seeds = [body.pop("seed") for body in server.asked]
     assert len(set(seeds)) == 4
     assert seeds[4] in seeds[:4]
-    for body in server.asked:
-        settings = {name: body[name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
-        assert settings == {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    names = {body.pop("model") for body in server.asked}
+    assert len(names) == 2  # a rollout each
+    expected = {
+        "prompt": PROMPTS[0], "max_tokens": 2, "temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
+        "repetition_penalty": 1.0, "ignore_eos": True, "stop_token_ids": [1], "return_token_ids": True,
+    }  # fmt: skip
+    assert server.asked == [expected] * 5
 
 
 def test_training_sends_the_policy_as_it_is_by_then(server: Server, roles: Roles, tmp_path: Path):
@@ -153,26 +105,69 @@ def test_training_sends_the_policy_as_it_is_by_then(server: Server, roles: Roles
         processing_class=load_tokenizer(roles.name_or_path),
     )
     trainer.train()
-    first, second = server.loaded.values()
+    _, first, second = server.loaded.values()  # the first of all was to compare
     for name, weight in start.items():
         torch.testing.assert_close(first[name.replace(f".{POLICY}", "")], weight, rtol=0, atol=0)
     assert any(not first[name].equal(second[name]) for name in first)
-    assert [line["ended"] for line in trainer.state.log_history if "ended" in line]
+    lengths = [line["length"] for line in trainer.state.log_history if "score" in line]
+    assert lengths == [sum(map(len, part)) / 4 for part in (server.written[:4], server.written[4:])]
 
 
-def test_an_address_where_nothing_answers_is_refused(roles: Roles):
-    with pytest.raises(InputError, match=r"--vllm_url http://127.0.0.1:9: .*vllm serve .* --enable-lora"):
-        VLLM("http://127.0.0.1:9", roles)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://127.0.0.1:port", "localhost:9"])
+def test_an_address_where_nothing_answers_is_refused(roles: Roles, url: str):
+    with pytest.raises(InputError, match=f"--vllm_url {url}: .*vllm serve .* --enable-lora"):
+        VLLM(url, roles, PROMPTS[2])
 
 
-def test_a_server_of_another_base_is_refused(server: Server, roles: Roles):
-    server.base = "other/base"
-    with pytest.raises(InputError, match=f"serves other/base. Expected .*vllm serve {roles.name_or_path}"):
-        VLLM(server.url, roles)
+def test_what_is_said_to_this_machine_goes_through_no_proxy(
+    server: Server, roles: Roles, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert vllm_of(server, roles).sample(PROMPTS[:1], [0], 0, 1, GREEDY, 2) == server.written
 
 
-def test_a_server_that_takes_no_adapters_is_refused(server: Server, roles: Roles):
-    server.takes_adapters = False
-    vllm = VLLM(server.url, roles)
-    with pytest.raises(InputError, match=r"load_lora_adapter: 404 .*Not Found.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
-        vllm.sample(roles, PROMPTS, range(3), 0, 1, 1.0, 8)
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ({"models": {"data": [{"root": "other/base"}]}}, "serves other/base. Expected .*vllm serve /"),
+        ({"models": {"data": "nothing"}}, "serves no model. Expected .*vllm serve /"),
+        ({"models": "<html>data</html>"}, "JSONDecodeError.* Expected .*vllm serve /"),
+        ({"takes_adapters": False}, "load_lora_adapter: 404 .*Not Found.*VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"),
+        ({"shift": -0.5}, r"0\.50 nats a token from the policy's, expected at most 0\.1.*--dtype"),
+    ],
+)  # fmt: skip
+def test_a_server_that_is_not_the_one_expected_is_refused(
+    server: Server, roles: Roles, faults: dict[str, Any], message: str
+):
+    vars(server).update(faults)
+    with pytest.raises(InputError, match=message):
+        vllm_of(server, roles)
+    assert server.adapters == {}
+
+
+def test_a_completion_that_was_cut_off_is_refused(server: Server, roles: Roles):
+    vllm = vllm_of(server, roles)
+    server.reason = "abort"
+    with pytest.raises(InputError, match="a completion ended by 'abort'"):
+        vllm.sample(PROMPTS, range(3), 0, 1, 1.0, 8)
+    assert server.adapters == {}
+
+
+@pytest.mark.skipif("YOYAK_VLLM_URL" not in os.environ, reason="needs a vLLM server")
+def test_vllm_itself_writes_what_the_policy_writes():
+    url = os.environ["YOYAK_VLLM_URL"]
+    with urlopen(f"{url}/v1/models") as answer:
+        base = json.load(answer)["data"][0]["root"]
+    tokenizer = load_tokenizer(base)
+    torch.manual_seed(0)
+    roles = Roles(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
+    for parameter in roles._of(POLICY):
+        parameter.data.add_(0.01 * torch.randn_like(parameter))
+    prompts = [tokenizer(record.dialogue).input_ids for record in load_records("embedded-ko")[0][:8]]
+    vllm, end = VLLM(url, roles, prompts[0]), tokenizer.eos_token_id
+    ours = sample(roles, prompts, range(8), 0, end, GREEDY, 32, roles.read_prompts(prompts, POLICY), 8)
+    theirs = vllm.sample(prompts, range(8), 0, end, GREEDY, 32)
+    assert sum(map(list.__eq__, ours, theirs)) >= 6  # near ties fall either way
+    noisy = vllm.sample(prompts, range(8), 0, end, 1.0, 32)
+    assert noisy == vllm.sample(prompts, range(8), 0, end, 1.0, 32) != vllm.sample(prompts, range(8), 1, end, 1.0, 32)

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from recipe_runs import curve, manifest
 from safetensors.torch import load_file
+from vllm_server import Server
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "accelerate_configs"
@@ -193,6 +196,43 @@ def test_one_process_and_two_end_with_the_same_policy(optimised: dict[int, Path]
     one, two = (load_file(optimised[n] / "phase3" / "adapter_model.safetensors") for n in (1, 2))
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-2, atol=1e-4)
+
+
+@pytest.fixture
+def sampled_by(launched: dict[int, Path], tiny_model: Path, dialogues: Path, tmp_path: Path) -> Callable[[str], Any]:
+    """Starts phase 3 on two processes, sampled by a server at an address."""
+
+    def start(url: str) -> subprocess.CompletedProcess[str]:
+        flags = (
+            f"--model_name_or_path {tiny_model} --sft_model {launched[1]}/phase2 --scorers rouge --vllm_url {url} "
+            f"--dataset_path {dialogues} --output_dir {tmp_path} --max_new_tokens 8 --num_updates 2 "
+            "--rollout_batch_size 4 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --save_strategy no "
+            "--num_ppo_epochs 1 --eval_steps 2 --max_eval_rows 2 --load_best_model_at_end false"
+        )
+        return launch("cpu_two_processes", flags.split(), recipe="ppo")
+
+    return start
+
+
+def test_one_server_samples_for_two_processes(sampled_by: Callable[[str], Any], tiny_model: Path, tmp_path: Path):
+    with Server(tiny_model) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        result = sampled_by(server.url)
+        server.shutdown()
+    assert result.returncode == 0, result.stderr
+    assert manifest(tmp_path / "phase3")["world_size"] == 2
+    assert len(server.loaded) == 3  # to compare, and for each rollout
+    assert len({body["seed"] for body in server.asked}) == 8
+    lengths = [sum(map(len, part)) / 4 for part in (server.written[:4], server.written[4:])]
+    assert curve(tmp_path / "phase3", "length") == pytest.approx(lengths)
+
+
+def test_a_server_that_does_not_answer_is_told_once_by_two_processes(sampled_by: Callable[[str], Any]):
+    result = sampled_by("http://127.0.0.1:9")
+    assert result.returncode != 0
+    assert result.stderr.count("error: ") == 1
+    assert "--vllm_url http://127.0.0.1:9: " in result.stderr
+    assert str(ROOT / "alignment") not in result.stderr  # no traceback of ours
 
 
 def test_an_error_on_two_processes_is_told_once(launched: dict[int, Path], sft_flags_for: Flags):

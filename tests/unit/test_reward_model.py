@@ -236,6 +236,13 @@ def test_a_saved_model_scores_the_same_to_the_bit(saved):
     assert loaded.score(DIALOGUES, REFERENCES) == saved.model.score(DIALOGUES, REFERENCES)
 
 
+def test_a_model_without_a_scale_is_refused(llama, tmp_path):
+    folder = shutil.copytree(llama.folder, tmp_path / "old")
+    write_json(FORM | {"mean": 0.5}, folder / "reward.json")
+    with pytest.raises(InputError, match=r"reward\.json: no scale in it.*Run recipes/reward\.py again"):
+        RewardModel.load(folder)
+
+
 def test_the_adapter_file_holds_no_head(saved):
     names = load_file(saved.folder / "adapter_model.safetensors").keys()
     assert names
