@@ -25,7 +25,7 @@ from alignment.ppo.roles import POLICY, Roles
 
 AT_ONCE = 256  # requests, which the server gathers into batches as they come
 TIMEOUT_SECONDS = 600  # without an answer
-MAX_DIFFERENCE = 0.1  # nats a token, between what server and policy say of a text; rounding is a fifth of that
+MAX_DIFFERENCE = 0.1  # nats a token, server against policy; bfloat16 is 0.05 from float32, 8-bit 0.2, 4-bit 0.8
 Ids = Sequence[int]
 
 
