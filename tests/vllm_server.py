@@ -23,7 +23,9 @@ class Server(ThreadingHTTPServer):
     def __init__(self, base: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.base, self.lock = str(base), Lock()
-        self.takes_adapters, self.models, self.shift, self.reason = True, {"data": [{"root": self.base}]}, 0.0, ""
+        self.models: Any = {"data": [{"root": self.base}]}
+        self.takes_adapters, self.shift, self.fails_after = True, 0.0, 10**9
+        self.changes: dict[str, Any] = {}  # to its answers
         self.written: list[list[int]] = []
         self.adapters: dict[str, PeftModel] = {}
         self.loaded: dict[str, dict[str, Tensor]] = {}
@@ -44,14 +46,16 @@ class Server(ThreadingHTTPServer):
                 ]
                 return {"prompt_logprobs": [None, *of_rest]}
             self.asked.append(body)
+            if len(self.asked) > self.fails_after:
+                raise MemoryError
             end = body["stop_token_ids"][0]
             output = model.generate(
                 input_ids=ids, do_sample=False, max_new_tokens=body["max_tokens"], eos_token_id=end, pad_token_id=0
             )
         completion = output[0, ids.shape[1] :].tolist()
         self.written.append(completion)
-        reason = self.reason or ("stop" if completion[-1] == end else "length")
-        return {"token_ids": completion, "finish_reason": reason}
+        reason = "stop" if completion[-1] == end else "length"
+        return {"token_ids": completion, "finish_reason": reason} | self.changes
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -73,7 +77,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/v1/completions":
-            self.answer(200, {"choices": [server.complete(body)]})
+            try:
+                self.answer(200, {"choices": [server.complete(body)]})
+            except MemoryError:
+                self.answer(500, "out of memory")
         elif not server.takes_adapters:
             self.answer(404, {"detail": "Not Found"})
         elif self.path == "/v1/load_lora_adapter":

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,12 +42,12 @@ class VLLM:
     """
 
     def __init__(self, url: str, roles: Roles, prompt: Ids) -> None:
-        self.url, self.roles = url.rstrip("/"), roles
+        self.url, self.roles = url.rstrip("/").removesuffix("/v1"), roles
         rank = 1 << max(3, (roles.model.peft_config[POLICY].r - 1).bit_length())  # vLLM knows 8, 16, 32 and so on
         self._expected = (
             "Expected a vLLM server on this machine, started by `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve "
-            f"{roles.name_or_path} --host 127.0.0.1 --enable-lora --max-lora-rank {rank}`. A run that it has left goes "
-            "on with --resume_from_checkpoint true."
+            f"{roles.name_or_path} --host 127.0.0.1 --enable-lora --max-lora-rank {rank}`. If it stopped within a run, "
+            "start it again, and the run with --resume_from_checkpoint true."
         )
         self._open = build_opener(ProxyHandler({})).open  # what is said to this machine goes through no proxy
         self._for_all(lambda: self._check(prompt[:256]))
@@ -71,16 +71,22 @@ class VLLM:
             "max_tokens": max_new_tokens, "temperature": temperature, "ignore_eos": True,
             "stop_token_ids": [end_token_id], "return_token_ids": True,
             # What is left unset comes from the model's own generation_config.json.
-            "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+            "top_p": 1.0, "top_k": 0, "min_p": 0.0,
+            "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
         }  # fmt: skip
         everyones = gather_object(list(zip(places, prompts, strict=True)))
 
         def completed(model: str, place: int, prompt: Ids) -> list[int]:
             noise = {"seed": random.Random(f"{seed} {place}").getrandbits(62)}
-            choice = self._complete({"model": model, "prompt": list(prompt)} | settings | noise)
-            if choice["finish_reason"] not in ("stop", "length"):
-                raise InputError(f"--vllm_url {self.url}: a completion ended by {choice['finish_reason']!r}.")
-            return choice["token_ids"]
+            request = {"model": model, "prompt": list(prompt)} | settings | noise
+            ids, reason = self._complete(request, "token_ids", "finish_reason")
+            if reason != "stop" and (reason != "length" or len(ids) < max_new_tokens):
+                raise InputError(
+                    f"--vllm_url {self.url}: a completion ended by {reason!r} after {len(ids)} tokens. Expected the "
+                    f"end token, or {max_new_tokens} tokens; is --max-model-len of `vllm serve` at least "
+                    f"{len(prompt) + max_new_tokens}?"
+                )
+            return ids
 
         def sampled() -> dict[int, list[int]]:
             with self._policy() as model:
@@ -114,7 +120,9 @@ class VLLM:
             raise InputError(f"--vllm_url {self.url}: serves {', '.join(served) or 'no model'}. {self._expected}")
         with self._policy() as model:
             request = {"model": model, "prompt": list(prompt), "max_tokens": 1, "temperature": 1.0}
-            of_prompt = self._complete(request | {"prompt_logprobs": 0})["prompt_logprobs"]
+            (of_prompt,) = self._complete(request | {"prompt_logprobs": 0}, "prompt_logprobs")
+        if len(prompt) == 1:
+            return
         theirs = torch.tensor([
             said[str(token)]["logprob"] for token, said in zip(prompt[1:], of_prompt[1:], strict=True)
         ])  # fmt: skip
@@ -141,21 +149,33 @@ class VLLM:
             try:
                 yield name
             finally:
-                self._call("/v1/unload_lora_adapter", {"lora_name": name})
+                with suppress(InputError):  # the server's own loss; and there may be another error to tell
+                    self._call("/v1/unload_lora_adapter", {"lora_name": name}, timeout_seconds=10)
 
-    def _complete(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._call("/v1/completions", request)["choices"][0]
+    def _complete(self, request: dict[str, Any], *names: str) -> list[Any]:
+        """What the answer to a request says under these names."""
+        try:
+            choice = self._call("/v1/completions", request)["choices"][0]
+            if None not in (found := [choice[name] for name in names]):
+                return found
+        except (KeyError, IndexError, TypeError):
+            pass
+        raise InputError(
+            f"--vllm_url {self.url}: an answer without {' and '.join(names)}. Expected a newer vLLM; 0.32 has them."
+        )
 
-    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def _call(
+        self, path: str, body: dict[str, Any] | None = None, timeout_seconds: int = TIMEOUT_SECONDS
+    ) -> dict[str, Any]:
         content = None if body is None else json.dumps(body).encode()
         try:
             request = Request(self.url + path, content, {"Content-Type": "application/json"})
-            with self._open(request, timeout=TIMEOUT_SECONDS) as answer:
+            with self._open(request, timeout=timeout_seconds) as answer:
                 text = answer.read().decode()
             return {} if text.startswith("Success") else dict(json.loads(text))
         except HTTPError as error:
             said = error.read().decode(errors="replace").strip()
-            cure = self._expected if error.code == 404 else "See what the server printed."
+            cure = "See what the server printed." if path == "/v1/completions" else self._expected
             raise InputError(f"--vllm_url {self.url}{path}: {error.code} {said:.500}. {cure}") from None
         except (OSError, HTTPException, ValueError, TypeError) as error:
             raise InputError(f"--vllm_url {self.url}: {type(error).__name__}: {error}. {self._expected}") from None

@@ -85,7 +85,8 @@ def test_it_is_asked_for_token_ids_from_the_whole_distribution_with_a_seed_for_e
     assert len(names) == 2  # a rollout each
     expected = {
         "prompt": PROMPTS[0], "max_tokens": 2, "temperature": 0.7, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
-        "repetition_penalty": 1.0, "ignore_eos": True, "stop_token_ids": [1], "return_token_ids": True,
+        "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True,
+        "stop_token_ids": [1], "return_token_ids": True,
     }  # fmt: skip
     assert server.asked == [expected] * 5
 
@@ -146,12 +147,34 @@ def test_a_server_that_is_not_the_one_expected_is_refused(
     assert server.adapters == {}
 
 
-def test_a_completion_that_was_cut_off_is_refused(server: Server, roles: Roles):
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ({"changes": {"finish_reason": "abort"}}, "ended by 'abort' after 8 tokens"),
+        ({"changes": {"token_ids": [5], "finish_reason": "length"}}, r"after 1 tokens\. Expected .* --max-model-len"),
+        ({"changes": {"token_ids": None}}, "an answer without token_ids and finish_reason. Expected a newer vLLM"),
+        ({"fails_after": 1}, "/v1/completions: 500 out of memory. See what the server printed"),
+    ],
+)  # fmt: skip
+def test_a_server_that_fails_in_a_rollout_is_told(server: Server, roles: Roles, faults: dict[str, Any], message: str):
     vllm = vllm_of(server, roles)
-    server.reason = "abort"
-    with pytest.raises(InputError, match="a completion ended by 'abort'"):
+    vars(server).update(faults)
+    with pytest.raises(InputError, match=message):
         vllm.sample(PROMPTS, range(3), 0, 1, 1.0, 8)
     assert server.adapters == {}
+
+
+def test_a_server_that_does_not_answer_in_time_is_told(server: Server, roles: Roles, monkeypatch: pytest.MonkeyPatch):
+    vllm = vllm_of(server, roles)
+    monkeypatch.setattr(VLLM._call, "__defaults__", (None, 0.1))
+    server.lock.acquire()
+    with pytest.raises(InputError, match=r"TimeoutError: timed out\. Expected a vLLM server"):
+        vllm.sample(PROMPTS, range(3), 0, 1, 1.0, 8)
+    server.lock.release()
+
+
+def test_a_prompt_of_one_token_is_enough(server: Server, roles: Roles):
+    assert VLLM(server.url, roles, [8]).sample([[8]], [0], 0, 1, GREEDY, 4) == server.written
 
 
 @pytest.mark.skipif("YOYAK_VLLM_URL" not in os.environ, reason="needs a vLLM server")

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -214,11 +214,16 @@ def sampled_by(launched: dict[int, Path], tiny_model: Path, dialogues: Path, tmp
     return start
 
 
-def test_one_server_samples_for_two_processes(sampled_by: Callable[[str], Any], tiny_model: Path, tmp_path: Path):
-    with Server(tiny_model) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        result = sampled_by(server.url)
-        server.shutdown()
+@pytest.fixture
+def server(tiny_model: Path) -> Iterator[Server]:
+    with Server(tiny_model) as one:
+        Thread(target=one.serve_forever, daemon=True).start()
+        yield one
+        one.shutdown()
+
+
+def test_one_server_samples_for_two_processes(sampled_by: Callable[[str], Any], server: Server, tmp_path: Path):
+    result = sampled_by(server.url)
     assert result.returncode == 0, result.stderr
     assert manifest(tmp_path / "phase3")["world_size"] == 2
     assert len(server.loaded) == 3  # to compare, and for each rollout
@@ -227,11 +232,14 @@ def test_one_server_samples_for_two_processes(sampled_by: Callable[[str], Any], 
     assert curve(tmp_path / "phase3", "length") == pytest.approx(lengths)
 
 
-def test_a_server_that_does_not_answer_is_told_once_by_two_processes(sampled_by: Callable[[str], Any]):
-    result = sampled_by("http://127.0.0.1:9")
+def test_a_server_that_fails_in_a_rollout_is_told_once_by_two_processes(
+    sampled_by: Callable[[str], Any], server: Server
+):
+    server.fails_after = 5
+    result = sampled_by(server.url)
     assert result.returncode != 0
     assert result.stderr.count("error: ") == 1
-    assert "--vllm_url http://127.0.0.1:9: " in result.stderr
+    assert f"--vllm_url {server.url}/v1/completions: 500 out of memory" in result.stderr
     assert str(ROOT / "alignment") not in result.stderr  # no traceback of ours
 
 
