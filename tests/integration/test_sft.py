@@ -268,7 +268,7 @@ def test_float16_weights_are_refused_for_training(sft_flags: Flags):
 
 
 OVERSHOOTING = {
-    "phases": 1, "learning_rate": 0.1, "lr_scheduler_type": "constant", "num_train_epochs": 10, "rouge_eval_rows": 0,
+    "phases": 1, "learning_rate": 0.3, "lr_scheduler_type": "constant", "num_train_epochs": 10, "rouge_eval_rows": 0,
     "early_stopping_patience": 2, "save_total_limit": 20,
 }  # fmt: skip
 
