@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -111,22 +112,27 @@ def read(roles: Roles, prompts: list[list[int]], role: str, batch_size: int) -> 
 def micro_batches(
     prompts: list[list[int]], completions: list[list[int]], pad_token_id: int, batch_size: int
 ) -> list[MicroBatch]:
-    """Prompts (B x P, padded on the left) and completions (B x C, on the right, C the same for all), B at a time.
+    """Prompts (B x P, padded on the left) and completions (B x C, on the right), B at a time, no wider than they are.
 
     Rows stay in their order, which is by length, and stay together in every epoch: so the forward pass whose
     log-probabilities are the old ones has the same shape as the one that learns, and the first ratio is exactly 1.
     """
-    longest = max(map(len, completions))
     batches = []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
         prompt_ids, prompt_mask = pad(prompts[rows], pad_token_id, "left")
-        completion_ids, completion_mask = pad(completions[rows], pad_token_id, "right", longest)
+        completion_ids, completion_mask = pad(completions[rows], pad_token_id, "right")
         batches.append({
             "prompt_ids": prompt_ids, "prompt_mask": prompt_mask,
             "completion_ids": completion_ids, "completion_mask": completion_mask,
         })  # fmt: skip
     return batches
+
+
+def whole(batches: list[dict[str, Any]], name: str) -> Tensor:
+    """What all micro-batches hold under a name, in one block (N x the longest C, 0 or False beyond their own)."""
+    longest = max(batch[name].shape[1] for batch in batches)
+    return torch.cat([F.pad(batch[name], (0, longest - batch[name].shape[1])) for batch in batches])
 
 
 def score(scorers: dict[str, Scorer], rows: Dataset, texts: list[str]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from alignment.ppo.config import PPOConfig, count_steps
 from alignment.ppo.guards import RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import POLICY, Roles
-from alignment.ppo.rollout import Scorer, encode_prompts, judge, read, sample, score
+from alignment.ppo.rollout import Scorer, encode_prompts, judge, read, sample, score, whole
 from alignment.ppo.vllm import VLLM
 from alignment.run import last_checkpoint, say, write_json
 from alignment.training import AdapterCheckpoints, add_callbacks
@@ -192,31 +192,28 @@ class PPOTrainer(AdapterCheckpoints):
         ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
         of_policy = [] if args.reread_prompts else of_policy
         batches = judge(self.roles, prompts, completions, of_policy, of_value, pad_id, micro, args.temperature)
-        whole = {
-            name: torch.cat([batch[name] for batch in batches])
-            for name in ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
-        }
-        mask = whole["completion_mask"]
+        names = ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
+        mask, log_probs, ref_log_probs, entropy, values = (whole(batches, name) for name in names)
         begins = self.scale is None
         mean, deviation = self.scale = self.scale or self._scale_of(relative)
         scores = ((relative - mean) / deviation).clamp(-args.score_clip, args.score_clip)
         scores = scores - args.missing_eos_penalty * (1 - ended)
         if begins:
-            self._begin_value(scores, whole["old_values"], batches, mask)
-        kl = ppo.kl_divergence(whole["old_log_probs"], whole["ref_log_probs"], args.kl_estimator) * mask
+            self._begin_value(scores, values, mask)
+        kl = ppo.kl_divergence(log_probs, ref_log_probs, args.kl_estimator) * mask
         rewards = ppo.token_rewards(kl, scores, mask, self.kl_coef)
-        advantages, returns = ppo.advantages_and_returns(rewards, whole["old_values"], mask, args.gamma, args.lam)
+        advantages, returns = ppo.advantages_and_returns(rewards, values, mask, args.gamma, args.lam)
         advantages = ppo.whiten(advantages, mask, self._sum(ppo.moments(advantages, mask)))
         for start, batch in zip(range(0, len(rows), micro), batches, strict=True):
-            part = slice(start, start + micro)
-            batch |= {"advantages": advantages[part], "returns": returns[part]}
+            its = slice(start, start + micro), slice(batch["completion_mask"].shape[1])
+            batch |= {"old_values": values[its], "advantages": advantages[its], "returns": returns[its]}
         self.state.num_input_tokens_seen += int(self._sum(torch.tensor(sum(map(len, prompts + completions)))))
         of_rows = {"score": combined, "reward": rewards.sum(1), "kl": kl.sum(1), "length": mask.sum(1), "ended": ended}
         of_rows |= {f"score/{name}": values for name, values in raw.items()}
         means = self._sum(torch.stack([values.double().sum() for values in of_rows.values()])) / args.rollout_batch_size
         self._figures = dict(zip(of_rows, means.tolist(), strict=True)) | {
-            "entropy": float(self._sum((whole["entropy"] * mask).double().sum()) / self._sum(mask.sum())),
-            "explained_variance": ppo.explained_variance(whole["old_values"], returns, mask),
+            "entropy": float(self._sum((entropy * mask).double().sum()) / self._sum(mask.sum())),
+            "explained_variance": ppo.explained_variance(values, returns, mask),
             "kl_coef": self.kl_coef,
             "rollout_seconds": round(time.monotonic() - started, 3),
             "sampling_seconds": round(sampled_seconds, 3),
@@ -231,7 +228,7 @@ class PPOTrainer(AdapterCheckpoints):
         deviation = math.sqrt(max(0.0, squares / count - (total / count) ** 2))
         return total / count, deviation if deviation > 1e-6 else 1.0
 
-    def _begin_value(self, scores: Tensor, values: Tensor, batches: list[dict[str, Any]], mask: Tensor) -> None:
+    def _begin_value(self, scores: Tensor, values: Tensor, mask: Tensor) -> None:
         """The value begins as the line through what it says that foresees the first scores best.
 
         Where scores are far from what the critic foresees, the last token gets all the credit, and the policy learns
@@ -242,8 +239,6 @@ class PPOTrainer(AdapterCheckpoints):
             self.roles.value_head.weight.mul_(slope)
             self.roles.value_head.bias.mul_(slope).add_(intercept)
         values.mul_(slope).add_(intercept * mask)
-        for start, batch in zip(range(0, len(values), self.args.per_device_train_batch_size), batches, strict=True):
-            batch["old_values"] = values[start : start + self.args.per_device_train_batch_size]
 
     def _row(self, place: int) -> int:
         """The prompt at a place in the run: each pass goes through all of them in an order of its own."""

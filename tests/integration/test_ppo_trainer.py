@@ -251,21 +251,20 @@ def test_the_value_begins_by_foreseeing_the_first_scores(tmp_path: Path, monkeyp
     fitted = {}
     begin = PPOTrainer._begin_value
 
-    def look(self: PPOTrainer, scores: Any, values: Any, batches: Any, mask: Any) -> None:
-        begin(self, scores, values, batches, mask)
-        fitted.update(scores=scores, values=values, batches=batches, mask=mask)
+    def look(self: PPOTrainer, scores: Any, values: Any, mask: Any) -> None:
+        begin(self, scores, values, mask)
+        fitted.update(scores=scores, values=values, mask=mask)
 
     monkeypatch.setattr(PPOTrainer, "_begin_value", look)
     one = trainer(tmp_path, missing_eos_penalty=2.0, num_updates=1)
     torch.nn.init.normal_(one.roles.value_head.weight)  # an opinion about something else
-    one.train()
+    batches = one.make_rollout(0)
     mask = fitted["mask"]
     of_tokens = fitted["scores"].unsqueeze(1).expand_as(mask)
     assert of_tokens[mask].mean().abs() > 0.1  # completions that did not end cost something
     torch.testing.assert_close(fitted["values"][mask].mean(), of_tokens[mask].mean(), rtol=1e-4, atol=1e-5)
     assert (fitted["values"] - of_tokens)[mask].var() <= of_tokens[mask].var() + 1e-6
-    old_values = torch.cat([batch["old_values"] for batch in fitted["batches"]])
-    assert torch.equal(old_values, fitted["values"])
+    assert torch.equal(rollouts.whole(batches, "old_values"), fitted["values"])
 
 
 def test_a_completion_that_does_not_end_costs(tmp_path: Path):

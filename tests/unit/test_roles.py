@@ -30,7 +30,7 @@ from alignment.models import add_adapter
 from alignment.ppo import Roles
 from alignment.ppo.prompts import Prompt
 from alignment.ppo.roles import HEAD, POLICY, REFERENCE, REWARD, VALUE, RewardRole, RewardStart
-from alignment.ppo.rollout import micro_batches
+from alignment.ppo.rollout import micro_batches, whole
 from reward.model import make_batch, read
 
 SIZE = {
@@ -142,8 +142,17 @@ def test_how_many_prompts_are_read_together_changes_nothing(name: str, apart: bo
         own = roles.read_prompts(PROMPTS, POLICY)
         parts = micro_batches(PROMPTS, COMPLETIONS, pad_token_id=0, batch_size=1)
         both = zip(parts, own, strict=True)
-        ours = torch.cat([roles.log_probs(part, prompts=[prompt])[0] for part, prompt in both])
+        ours = whole([{"log_probs": roles.log_probs(part, prompts=[prompt])[0]} for part, prompt in both], "log_probs")
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_micro_batch_is_as_wide_as_its_own_completions():
+    completions = [[5, 1], [6, 7, 1], [8, 9, 10, 11, 1], [1]]
+    batches = micro_batches([*PROMPTS, PROMPTS[0]], completions, pad_token_id=0, batch_size=2)
+    assert [batch["completion_ids"].shape for batch in batches] == [(2, 3), (2, 5)]
+    mask = whole(batches, "completion_mask")
+    assert mask.shape == (4, 5) and mask.sum(1).tolist() == [2, 3, 5, 1]
+    assert whole(batches, "completion_ids")[mask].tolist() == sum(completions, [])
 
 
 def test_the_reward_does_not_read_again_what_is_known(reward: RewardStart):
