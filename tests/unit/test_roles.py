@@ -1,5 +1,6 @@
 """Four roles on one base: what each says, what moves, and what it costs."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,9 @@ def test_a_micro_batch_is_as_wide_as_its_own_completions():
     batches = micro_batches([*PROMPTS, PROMPTS[0]], completions, pad_token_id=0, batch_size=2)
     assert [batch["completion_ids"].shape for batch in batches] == [(2, 3), (2, 5)]
     mask = whole(batches, "completion_mask")
-    assert mask.shape == (4, 5) and mask.sum(1).tolist() == [2, 3, 5, 1]
-    assert whole(batches, "completion_ids")[mask].tolist() == sum(completions, [])
+    assert mask.shape == (4, 5)
+    assert mask.sum(1).tolist() == [2, 3, 5, 1]
+    assert whole(batches, "completion_ids")[mask].tolist() == list(chain(*completions))
 
 
 def test_the_reward_does_not_read_again_what_is_known(reward: RewardStart):
