@@ -195,24 +195,29 @@ class Run:
         checkpoint: Where to go on from, or None to begin at the beginning.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], finished: bool, checkpoint: Path | None) -> None:
-        self.folder, self.manifest, self.finished, self.checkpoint = folder, manifest, finished, checkpoint
+    def __init__(
+        self, name: str, folder: Path, manifest: dict[str, Any], finished: bool, checkpoint: Path | None
+    ) -> None:
+        self.name, self.folder, self.manifest = name, folder, manifest
+        self.finished, self.checkpoint = finished, checkpoint
         self._started = time.monotonic()
 
     @classmethod
     def start(
         cls,
+        name: str,
         folder: Path,
         settings: dict[str, Any],
         facts: dict[str, Any],
         overwrite: bool = False,
         resume: str | None = None,
     ) -> "Run":
-        """Looks at the folder, refuses to overwrite it, and writes the manifest of an unfinished run.
+        """Looks at the folder, refuses to overwrite it, says what is to do, and writes an unfinished run's manifest.
 
         The main process does so, and the others follow what it found: by then the folder is no longer what it was.
 
         Args:
+            name: How it is spoken of.
             settings: All settings; a continuation must have the same, but for `FREE_SETTINGS`.
             facts: What else belongs into the manifest, such as the data's fingerprints.
             resume: `true` for the last whole checkpoint of the folder, or the path of one.
@@ -230,7 +235,12 @@ class Run:
         if isinstance(outcome[0], InputError):
             raise outcome[0]
         set_seed(settings["seed"])  # before the model: adapters begin at random
-        return cls(folder, *outcome[0])
+        current = cls(name, folder, *outcome[0])
+        if current.finished:
+            say(f"{name}: already done, {folder}.")
+        elif current.checkpoint:
+            say(f"{name}: going on from {current.checkpoint}.")
+        return current
 
     @classmethod
     def _prepare(
@@ -248,7 +258,7 @@ class Run:
                 raise InputError(
                     f"{folder}: not a result of this program, so it is not deleted. Choose another folder."
                 )
-            shutil.rmtree(folder)
+            cls._set_aside(folder, previous)
             previous = None
         manifest = {
             "finished": False,
@@ -292,8 +302,7 @@ class Run:
             changed.insert(0, "other weights to start from")
         if not previous["finished"] and previous["world_size"] != manifest["world_size"]:
             changed.insert(0, f"number of processes {previous['world_size']} -> {manifest['world_size']}")
-        has_work = previous["finished"] or last_checkpoint(folder) is not None  # else it failed as it began
-        if changed and has_work:
+        if changed and _has_work(folder, previous):
             raise InputError(
                 f"{folder}: holds a run with other settings ({', '.join(changed[:5])}). "
                 "Choose another --output_dir, or add --overwrite_output_dir true to delete it."
@@ -310,8 +319,18 @@ class Run:
             )
         return False, found
 
+    @staticmethod
+    def _set_aside(folder: Path, previous: dict[str, Any] | None) -> None:
+        """Keeps a run that is to be overwritten until the new one is finished, which may fail as it begins."""
+        kept = _replaced(folder)
+        if _has_work(folder, previous) and not kept.exists():  # where it does, the run here was to replace that one
+            folder.rename(kept)
+            say(f"The run in {folder} is to be overwritten: it is in {kept} until the new one is finished.")
+        else:
+            shutil.rmtree(folder)
+
     def finish(self, **facts: Any) -> None:
-        """Marks the result as whole, with its seconds, peak memory and whatever else is known by now."""
+        """Marks the result as whole, with its seconds, peak memory and whatever else is known by now; and says so."""
         self.manifest |= {
             "finished": True,
             "seconds": round(time.monotonic() - self._started, 1),
@@ -320,7 +339,18 @@ class Run:
         }
         if is_main_process():
             write_json(self.manifest, self.folder / MANIFEST)
+            shutil.rmtree(_replaced(self.folder), ignore_errors=True)
         PartialState().wait_for_everyone()  # the others look for it next
+        say(f"{self.name}: done in {self.manifest['seconds'] / 60:.1f} min, {self.folder}.")
+
+
+def _has_work(folder: Path, manifest: dict[str, Any] | None) -> bool:
+    """Whether a run is finished or has a checkpoint; else it failed as it began."""
+    return manifest is not None and (manifest["finished"] or last_checkpoint(folder) is not None)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.replaced")
 
 
 def _commit() -> str | None:

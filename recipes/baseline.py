@@ -64,13 +64,10 @@ def main(argv: list[str] | None = None) -> None:
         "language": language,
         "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
     }
-    output = Path(args.output_dir)
-    current = run.Run.start(output, settings, facts, args.overwrite_output_dir, args.resume_from_checkpoint)
+    output, resume = Path(args.output_dir), (args.overwrite_output_dir, args.resume_from_checkpoint)
+    current = run.Run.start("Baseline", output, settings, facts, *resume)
     if current.finished:
-        run.say(f"Baseline: already done, {output}.")
         return
-    if current.checkpoint:
-        run.say(f"Baseline: going on from {current.checkpoint}.")
     data.write_rejected(rejected, output / "rejected.jsonl")
     dialogue.write_shortened(shortened + more, output / "shortened.json")
 
@@ -88,7 +85,6 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
     current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)
-    run.say(f"Baseline: done in {current.manifest['seconds'] / 60:.1f} min, {output}.")
 
 
 if __name__ == "__main__":

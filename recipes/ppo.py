@@ -50,7 +50,6 @@ def main(argv: list[str] | None = None) -> None:
 
     tokenizer = models.load_tokenizer(args.sft_model)
     (train, held_out), rejected = data.load_train_and_eval(data_args)
-    data.write_rejected(rejected, output / "rejected.jsonl")
     korean = dialogue.language(train[0].dialogue) == "ko"
     args.metric_profile = args.metric_profile or ("aistages" if korean else "english")
     if args.metric_profile not in PROFILES:
@@ -60,7 +59,6 @@ def main(argv: list[str] | None = None) -> None:
         reserved_tokens=args.max_new_tokens, bad_rows=data_args.bad_rows,
     )  # fmt: skip
     (train, shortened), (held_out, more) = fit(train), fit(held_out)
-    dialogue.write_shortened(shortened + more, output / "shortened.json")
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
 
     settings = run.settings_of(model_args, label_args, args)
@@ -71,12 +69,11 @@ def main(argv: list[str] | None = None) -> None:
         "starts_from": [list(map(list, models.weights_of(one))) for one in (args.sft_model, rewarding) if one],
     }
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
-    current = run.Run.start(output / "phase3", settings, facts, *resume)
+    current = run.Run.start("Phase 3", output / "phase3", settings, facts, *resume)
     if current.finished:
-        run.say(f"Phase 3: already done, {current.folder}.")
         return
-    if current.checkpoint:
-        run.say(f"Phase 3: going on from {current.checkpoint}.")
+    data.write_rejected(rejected, output / "rejected.jsonl")
+    dialogue.write_shortened(shortened + more, output / "shortened.json")
 
     reset_peak_memory()
     on_base = rewarding if rewarding and not args.separate_reward_model else None
@@ -112,7 +109,6 @@ def main(argv: list[str] | None = None) -> None:
     figures = compare(held_out, trainer.first_answers(), trainer.answer(), log, args.metric_profile)
     write_comparison(figures, held_out, output)
     current.finish(log=log, best_checkpoint=trainer.state.best_model_checkpoint)
-    run.say(f"Phase 3: done in {current.manifest['seconds'] / 60:.1f} min, {current.folder}.")
 
 
 if __name__ == "__main__":

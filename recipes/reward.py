@@ -47,7 +47,6 @@ def main(argv: list[str] | None = None) -> None:
     run.make_folder(folder)
     (train, held_out), rejected = data.load_train_and_eval(data_args)
     everything, more = data.load_all_train(data_args, held_out)  # for what costs seconds
-    data.write_rejected(list(dict.fromkeys(rejected + more)), output / "rejected.jsonl")
     pairs.check_splits(train, held_out, ("dialogue", "id") if args.candidates or args.ratings else ("dialogue",))
     records = {"train": train, "held_out": held_out}
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
@@ -63,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         how = (args.samples, args.temperatures, decoding, path, facts, args.overwrite_output_dir)
         made[split] += candidates.samples(load, records[split], *how)
     load.cache_clear()
+    data.write_rejected(list(dict.fromkeys(rejected + more)), output / "rejected.jsonl")
     if args.stage == "sample":
         return
 
@@ -87,10 +87,9 @@ def main(argv: list[str] | None = None) -> None:
 
     settings = run.settings_of(model_args, label_args, args)
     facts |= {"data": {split: pairs.summary(compared[split]) for split in SPLITS} | {"all": data.summary(everything)}}
-    current = run.Run.start(output / "model", settings, facts, args.overwrite_output_dir, args.resume_from_checkpoint)
-    if current.finished:
-        run.say(f"Reward model: already done, {current.folder}.")
-    else:
+    resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
+    current = run.Run.start("Reward model", output / "model", settings, facts, *resume)
+    if not current.finished:
         train_model(current, compared, records, Attribution.fit(everything), prompting, model_args, args)
     if args.stage == "report":
         reset_peak_memory()  # the model as it was trained is gone; here it is as it will be used
@@ -122,7 +121,6 @@ def train_model(
     reward_model.centre(records["held_out"], args.attribution_weight)
     reward_model.save(current.folder)
     current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)
-    run.say(f"Reward model: done in {current.manifest['seconds'] / 60:.1f} min, {current.folder}.")
 
 
 if __name__ == "__main__":

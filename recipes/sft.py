@@ -44,60 +44,64 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     (train, held_out), rejected = data.load_train_and_eval(data_args)
-    data.write_rejected(rejected, output / "rejected.jsonl")
     fit = {"form": prompt_args.prompt_form, "tokenizer": tokenizer, "max_tokens": args.max_length}
     train, shortened = dialogue.fit_records(train, bad_rows=data_args.bad_rows, **fit)
     held_out, more = dialogue.fit_records(held_out, bad_rows=data_args.bad_rows, **fit)
-    dialogue.write_shortened(shortened + more, output / "shortened.json")
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
 
     for phase in map(int, args.phases.split(",")):
-        train_phase(phase, (train, held_out), tokenizer, model_args, prompt_args, args)
+        current = start_phase(phase, (train, held_out), model_args, prompt_args, args)
+        data.write_rejected(rejected, output / "rejected.jsonl")
+        dialogue.write_shortened(shortened + more, output / "shortened.json")
+        rejected, shortened, more = [], [], []  # said once
+        if not current.finished:
+            train_phase(current, (train, held_out), tokenizer, model_args, prompt_args, args)
 
 
-def train_phase(
-    phase: int,
-    split: Split,
-    tokenizer: models.Tokenizer,
-    model_args: ModelArguments,
-    prompt_args: PromptArguments,
-    args: SFTArguments,
-) -> None:
-    """Takes one phase from the base (1) or from phase 1's result (2) to a finished folder, unless it is there."""
-    (train, held_out), form = split, prompt_args.prompt_form
-    folder, before = Path(args.output_dir) / f"phase{phase}", Path(args.output_dir) / "phase1"
+def start_phase(
+    phase: int, split: Split, model_args: ModelArguments, prompt_args: PromptArguments, args: SFTArguments
+) -> run.Run:
+    """What is to do for a phase, which goes on from the base (1) or from phase 1's result (2)."""
+    before = Path(args.output_dir) / "phase1"
     if phase == 2 and not (run.read_manifest(before) or {}).get("finished"):
         raise InputError(f"Phase 2 goes on from phase 1, but {before} holds no finished result. Use --phases 1,2.")
     settings = run.settings_of(model_args, prompt_args, args)
     settings = {key: value for key, value in settings.items() if phase == 2 or not key.startswith("phase2_")}
     facts = {
         "phase": phase,
-        "prompt_form": form,
-        "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
+        "prompt_form": prompt_args.prompt_form,
+        "data": dict(zip(("train", "held_out"), map(data.summary, split), strict=True)),
     }
-    current = run.Run.start(folder, settings, facts, args.overwrite_output_dir, args.resume_from_checkpoint)
-    if current.finished:
-        run.say(f"Phase {phase}: already done, {folder}.")
-        return
-    if current.checkpoint:
-        run.say(f"Phase {phase}: going on from {current.checkpoint}.")
+    folder = before.with_name(f"phase{phase}")
+    resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
+    return run.Run.start(f"Phase {phase}", folder, settings, facts, *resume)
 
+
+def train_phase(
+    current: run.Run,
+    split: Split,
+    tokenizer: models.Tokenizer,
+    model_args: ModelArguments,
+    prompt_args: PromptArguments,
+    args: SFTArguments,
+) -> None:
+    """Takes a phase to a finished folder."""
+    (train, held_out), phase = split, current.manifest["phase"]
     reset_peak_memory()  # phase 1's model is gone
     encoded = encode(
-        train, held_out, phase, form, tokenizer, args, prompt_args.max_new_tokens,
+        train, held_out, phase, prompt_args.prompt_form, tokenizer, args, prompt_args.max_new_tokens,
         score=lambda texts, references: rouge(texts, references, args.rouge_profile).mean,
     )  # fmt: skip
     phase_args = copy.copy(args)
-    phase_args.output_dir = str(folder)
+    phase_args.output_dir = str(current.folder)
     if phase == 2:
         phase_args.num_train_epochs = args.phase2_epochs
         phase_args.learning_rate = args.phase2_learning_rate or args.learning_rate
-    model = models.load_for_training(model_args, start_from=before if phase == 2 else None)
+    model = models.load_for_training(model_args, start_from=current.folder.with_name("phase1") if phase == 2 else None)
     trainer = make_trainer(model, tokenizer, phase_args, encoded, f"Phase {phase}")
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
     current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)
-    run.say(f"Phase {phase}: done in {current.manifest['seconds'] / 60:.1f} min, {folder}.")
 
 
 if __name__ == "__main__":

@@ -124,10 +124,15 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float)
     return 0.5 * torch.max(plain_error, clipped_error), clipped_error > plain_error
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """The share of the returns' variance that the critic foresaw: 1 for all, below 0 where a constant does better."""
-    variance = returns[mask].double().var(unbiased=False)
-    return float(1 - (returns - values)[mask].double().var(unbiased=False) / variance) if variance > 0 else 0.0
+def explained_variance(returns: Tensor, errors: Tensor) -> float:
+    """The share of the returns' variance that the critic foresaw: 1 for all, below 0 where a constant does better.
+
+    Args:
+        returns: `moments` of the returns, of all processes.
+        errors: `moments` of what the values fell short of them.
+    """
+    of_returns, of_errors = (float(squares / n - (total / n) ** 2) for n, total, squares in (returns, errors))
+    return 1 - of_errors / of_returns if of_returns > 0 else 0.0
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:

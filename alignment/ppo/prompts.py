@@ -27,11 +27,9 @@ class Prompt:
     empty: Cache | None
 
 
-def pad(
-    rows: Sequence[Sequence[int]], pad_token_id: int, side: str, tokens: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as a block (N x the longest, or `tokens`), and its mask: True where a token is."""
-    width = tokens or max(map(len, rows))
+def pad(rows: Sequence[Sequence[int]], pad_token_id: int, side: str) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as a block (N x the longest), and its mask: True where a token is."""
+    width = max(map(len, rows))
     ids, mask = torch.full((len(rows), width), pad_token_id), torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
         place = slice(width - len(row), width) if side == "left" else slice(0, len(row))

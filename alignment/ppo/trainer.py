@@ -146,9 +146,10 @@ class PPOTrainer(AdapterCheckpoints):
                     prompt.layers.clear()
 
     def _go_back(self, update: int) -> None:
-        """Ends a run whose policy went too far from the reference, with the policy of the last checkpoint."""
+        """Ends a run whose policy went too far from the reference, with the policy of the best or last checkpoint."""
         self.log({f"stopped/{name}": figure for name, figure in self._figures.items()})
-        checkpoint = last_checkpoint(Path(str(self.args.output_dir)))
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        checkpoint = Path(best) if best else last_checkpoint(Path(str(self.args.output_dir)))
         if checkpoint:
             self.roles.load(checkpoint)
         say(
@@ -209,11 +210,13 @@ class PPOTrainer(AdapterCheckpoints):
             batch |= {"old_values": values[its], "advantages": advantages[its], "returns": returns[its]}
         self.state.num_input_tokens_seen += int(self._sum(torch.tensor(sum(map(len, prompts + completions)))))
         of_rows = {"score": combined, "reward": rewards.sum(1), "kl": kl.sum(1), "length": mask.sum(1), "ended": ended}
-        of_rows |= {f"score/{name}": values for name, values in raw.items()}
-        means = self._sum(torch.stack([values.double().sum() for values in of_rows.values()])) / args.rollout_batch_size
+        of_rows |= {f"score/{name}": scores for name, scores in raw.items()}
+        means = self._sum(torch.stack([figure.double().sum() for figure in of_rows.values()])) / args.rollout_batch_size
         self._figures = dict(zip(of_rows, means.tolist(), strict=True)) | {
             "entropy": float(self._sum((entropy * mask).double().sum()) / self._sum(mask.sum())),
-            "explained_variance": ppo.explained_variance(values, returns, mask),
+            "explained_variance": ppo.explained_variance(
+                self._sum(ppo.moments(returns, mask)), self._sum(ppo.moments(returns - values, mask))
+            ),
             "kl_coef": self.kl_coef,
             "rollout_seconds": round(time.monotonic() - started, 3),
             "sampling_seconds": round(sampled_seconds, 3),

@@ -291,6 +291,40 @@ def test_other_settings_do_not_touch_a_finished_run(flags: Flags, copied: Path):
     assert files_in(copied) == before
 
 
+def test_what_is_to_be_overwritten_is_kept_until_the_new_run_is_finished(
+    flags: Flags, copied: Path, capsys: pytest.CaptureFixture[str]
+):
+    kept, before = copied / "phase3.replaced", list(files_in(copied / "phase3").values())
+    for _ in range(2):  # the second time it is the failed run that goes
+        with pytest.raises(InputError, match="--scorers nonsense"):
+            ppo.main(flags(scorers=["nonsense"], overwrite_output_dir=True))
+        assert list(files_in(kept).values()) == before
+    assert capsys.readouterr().err.count(f"it is in {kept} until the new one is finished") == 1
+    start(flags(num_updates=1))
+    assert manifest(copied)["finished"]
+    assert not kept.exists()
+
+
+def test_a_refused_run_leaves_the_lists_of_the_one_that_is_there(flags_for: Flags, copied: Path, tmp_path: Path):
+    rows = [
+        {
+            "id": str(i),
+            "dialogue": f"#Person1#: {i}호입니다.\n" + "#Person2#: 네, 안녕하세요.\n" * 90,
+            "summary": "인사한다.",
+        }
+        for i in range(12)
+    ]
+    path = tmp_path / "long.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, {"id": "bad", "dialogue": ""}])), "utf-8")
+    how = {"dataset_path": path, "max_length": 600, "bad_rows": "skip"}
+    before = files_in(copied)
+    with pytest.raises(InputError, match="other dialogues"):
+        ppo.main(flags_for(copied, **how))
+    assert files_in(copied) == before
+    start(flags_for(tmp_path / "other", **how, num_updates=1))
+    assert {path.name for path in (tmp_path / "other").iterdir()} >= {"rejected.jsonl", "shortened.json"}
+
+
 # Merging
 
 

@@ -364,6 +364,27 @@ def test_above_max_kl_it_goes_back_to_the_last_checkpoint(tmp_path: Path, capsys
     ).read_bytes()
 
 
+def test_above_max_kl_it_goes_back_to_the_best_checkpoint_where_that_is_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    settings = LEARNING | {"num_updates": 30, "max_kl": 4.0, "kl_coef": 0.0, "learning_rate": 1e-3}
+    settings |= {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+        "early_stopping_patience": 30,
+    }
+    one = trainer(tmp_path, **settings, **held_out([9.0, 20.0, *range(8, -22, -1)]))
+    one.train()
+    best = Path(one.state.best_model_checkpoint)
+    assert best != last_checkpoint(tmp_path)
+    assert f"The policy is that of {best.name}" in capsys.readouterr().err
+    one.save_model(str(tmp_path / "end"))
+    assert (tmp_path / "end/adapter_model.safetensors").read_bytes() == (
+        best / "adapter_model.safetensors"
+    ).read_bytes()
+
+
 def test_the_kl_coefficient_follows_its_target(tmp_path: Path):
     one = trainer(tmp_path, num_updates=3, kl_target=5.0, kl_coef=0.1)
     one.train()

@@ -100,7 +100,11 @@ def test_the_value_loss_is_that_of_the_clipped_value_where_that_is_worse(value: 
 @pytest.mark.parametrize(("values", "expected"), [([[1.0, 2, 3], [4, 5, 0]], 1.0), ([[3.0, 3, 3], [3, 3, 0]], 0.0)])
 def test_explained_variance(values: list, expected: float):
     returns = torch.tensor([[1.0, 2, 3], [4, 5, 99]])
-    assert math.explained_variance(torch.tensor(values), returns, MASK) == pytest.approx(expected)
+    errors = returns - torch.tensor(values)
+    ours = math.explained_variance(math.moments(returns, MASK), math.moments(errors, MASK))
+    assert ours == pytest.approx(expected)
+    in_two = [sum(math.moments(x[rows], MASK[rows]) for rows in ([0], [1])) for x in (returns, errors)]
+    assert math.explained_variance(*in_two) == pytest.approx(expected)
 
 
 def test_a_score_is_measured_by_its_siblings():

@@ -157,6 +157,18 @@ def test_a_micro_batch_is_as_wide_as_its_own_completions():
     assert whole(batches, "completion_ids")[mask].tolist() == list(chain(*completions))
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_completions_of_one_token_are_judged_with_and_without_what_was_read(name: str):
+    roles = Roles(adapted(1, name))
+    (batch,) = micro_batches(PROMPTS, [[1], [7], [3]], pad_token_id=0, batch_size=3)
+    anew, read = roles.log_probs(batch)[0], roles.log_probs(batch, prompts=roles.read_prompts(PROMPTS, POLICY))[0]
+    assert anew.shape == (3, 1)
+    torch.testing.assert_close(read, anew, rtol=1e-4, atol=1e-5)
+    for row, (prompt, token) in enumerate(zip(PROMPTS, (1, 7, 3), strict=True)):
+        logits = roles.model(input_ids=torch.tensor([prompt])).logits[0, -1]
+        torch.testing.assert_close(anew[row, 0], logits.log_softmax(0)[token], rtol=1e-4, atol=1e-5)
+
+
 def test_the_reward_does_not_read_again_what_is_known(reward: RewardStart):
     roles = Roles(adapted(1), reward)
     role, one = RewardRole(roles, pad_token_id=0), make_batch(PROMPTS, [[ids] for ids in COMPLETIONS], words())
