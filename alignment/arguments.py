@@ -134,7 +134,7 @@ class ModelArguments(ModelConfig):
 class TrainerArguments:
     """What every trainer here shares: our defaults for fields of `TrainingArguments`, and a few of our own."""
 
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an existing output and start again."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start again, and delete an existing output."})
     early_stopping_patience: int = field(default=3, metadata={"help": "Evaluations without progress before a stop."})
 
     per_device_train_batch_size: int = field(default=4, metadata={"help": "Dialogues a device and micro-batch."})

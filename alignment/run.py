@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import shutil
@@ -149,15 +150,22 @@ def write_text(text: str, path: Path) -> None:
     os.replace(partial, path)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint: its `trainer_state.json`, written last, is there and readable."""
-    for path in sorted(folder.glob("checkpoint-[0-9]*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+def last_checkpoint(folder: Path, before: float = math.inf) -> Path | None:
+    """The newest whole checkpoint of a step `before` this: its `trainer_state.json`, written last, is readable."""
+    for path in sorted(folder.glob("checkpoint-[0-9]*"), key=step_of, reverse=True):
+        if step_of(path) >= before:
+            continue
         try:
             TrainerState.load_from_json(str(path / "trainer_state.json"))
         except (OSError, ValueError, TypeError):
             continue
         return path
     return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def make_folder(folder: Path, flag: str = "--output_dir") -> None:
@@ -246,7 +254,6 @@ class Run:
     def _prepare(
         cls, folder: Path, settings: dict[str, Any], facts: dict[str, Any], overwrite: bool, resume: str | None
     ) -> tuple[dict[str, Any], bool, Path | None]:
-        previous = read_manifest(folder)
         wanted = bool(resume) and str(resume).lower() not in ("false", "no")
         if overwrite and wanted and folder.exists():
             raise InputError(
@@ -254,12 +261,10 @@ class Run:
                 "on with. Give one of them."
             )
         if overwrite and folder.exists():
-            if previous is None and any(folder.iterdir()):
-                raise InputError(
-                    f"{folder}: not a result of this program, so it is not deleted. Choose another folder."
-                )
-            cls._set_aside(folder, previous)
-            previous = None
+            cls._set_aside(folder)
+        elif not overwrite:
+            cls._put_back(folder)
+        previous = read_manifest(folder)
         manifest = {
             "finished": False,
             **facts,
@@ -283,7 +288,7 @@ class Run:
         named = None  # a checkpoint by its path
         if resume and resume.lower() not in ("true", "yes"):
             checkpoint = Path(resume).resolve()
-            whole = (checkpoint / "trainer_state.json").is_file()
+            whole = (checkpoint / "trainer_state.json").is_file() and checkpoint.parent != _replaced(folder)
             if not whole or checkpoint.parent.parent != folder.resolve().parent:
                 raise InputError(
                     f"--resume_from_checkpoint {resume}: not a whole checkpoint of this run. Write `true` for the last."
@@ -302,7 +307,7 @@ class Run:
             changed.insert(0, "other weights to start from")
         if not previous["finished"] and previous["world_size"] != manifest["world_size"]:
             changed.insert(0, f"number of processes {previous['world_size']} -> {manifest['world_size']}")
-        if changed and _has_work(folder, previous):
+        if changed and _has_work(folder):
             raise InputError(
                 f"{folder}: holds a run with other settings ({', '.join(changed[:5])}). "
                 "Choose another --output_dir, or add --overwrite_output_dir true to delete it."
@@ -320,14 +325,34 @@ class Run:
         return False, found
 
     @staticmethod
-    def _set_aside(folder: Path, previous: dict[str, Any] | None) -> None:
+    def _set_aside(folder: Path) -> None:
         """Keeps a run that is to be overwritten until the new one is finished, which may fail as it begins."""
-        kept = _replaced(folder)
-        if _has_work(folder, previous) and not kept.exists():  # where it does, the run here was to replace that one
-            folder.rename(kept)
+        real, kept, previous = folder.resolve(), _replaced(folder), read_manifest(folder)
+        if previous is None and any(folder.iterdir()):
+            raise InputError(f"{folder}: not a result of this program, so it is not deleted. Choose another folder.")
+        if Path.cwd().is_relative_to(real):
+            raise InputError(f"{folder}: you are in the folder that is to be overwritten. Start from another one.")
+        if kept.exists() and read_manifest(kept) is None:
+            raise InputError(f"{kept}: the run that is to be overwritten would be kept there. Move that away first.")
+        if previous and _has_work(folder) and (previous["finished"] or not kept.exists()):
+            shutil.rmtree(kept, ignore_errors=True)  # of a run that is finished: it was killed as it cleaned up
+            real.rename(kept)
             say(f"The run in {folder} is to be overwritten: it is in {kept} until the new one is finished.")
-        else:
-            shutil.rmtree(folder)
+        else:  # what was to replace the one that is kept, or nothing
+            shutil.rmtree(real)
+        real.mkdir()
+
+    @staticmethod
+    def _put_back(folder: Path) -> None:
+        """Undoes an overwriting that came to nothing."""
+        real, kept = folder.resolve(), _replaced(folder)
+        empty = not real.exists() or not any(real.iterdir())
+        came_to_nothing = empty or (read_manifest(folder) is not None and not _has_work(folder))
+        if read_manifest(kept) is not None and came_to_nothing:
+            if real.exists():
+                shutil.rmtree(real)
+            kept.rename(real)
+            say(f"{folder}: what was to overwrite it came to nothing; the run of before is back.")
 
     def finish(self, **facts: Any) -> None:
         """Marks the result as whole, with its seconds, peak memory and whatever else is known by now; and says so."""
@@ -339,18 +364,21 @@ class Run:
         }
         if is_main_process():
             write_json(self.manifest, self.folder / MANIFEST)
-            shutil.rmtree(_replaced(self.folder), ignore_errors=True)
+            if read_manifest(_replaced(self.folder)) is not None:
+                shutil.rmtree(_replaced(self.folder), ignore_errors=True)
         PartialState().wait_for_everyone()  # the others look for it next
         say(f"{self.name}: done in {self.manifest['seconds'] / 60:.1f} min, {self.folder}.")
 
 
-def _has_work(folder: Path, manifest: dict[str, Any] | None) -> bool:
-    """Whether a run is finished or has a checkpoint; else it failed as it began."""
+def _has_work(folder: Path) -> bool:
+    """Whether a run of ours is finished or has a checkpoint; else it failed as it began."""
+    manifest = read_manifest(folder)
     return manifest is not None and (manifest["finished"] or last_checkpoint(folder) is not None)
 
 
 def _replaced(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.replaced")
+    real = folder.resolve()
+    return real.with_name(f"{real.name}.replaced")
 
 
 def _commit() -> str | None:

@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
     log = trainer.state.log_history
-    figures = compare(held_out, trainer.first_answers(), trainer.answer(), log, args.metric_profile)
+    answers = {f"phase {phase}": trainer.first_answers(), "phase 3": trainer.answer()}
+    figures = compare(held_out, answers, log, args.metric_profile)
     write_comparison(figures, held_out, output)
     current.finish(log=log, best_checkpoint=trainer.state.best_model_checkpoint)
 

@@ -90,6 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
     current = run.Run.start("Reward model", output / "model", settings, facts, *resume)
     if not current.finished:
+        for verdict in ("report.json", "report.html"):  # on another model
+            (output / verdict).unlink(missing_ok=True)
         train_model(current, compared, records, Attribution.fit(everything), prompting, model_args, args)
     if args.stage == "report":
         reset_peak_memory()  # the model as it was trained is gone; here it is as it will be used

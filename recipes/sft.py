@@ -10,6 +10,7 @@ phase 2 goes on from phase 1's adapter with five. Results: OUTPUT_DIR/phase1 and
 """
 
 import copy
+import hashlib
 import sys
 from pathlib import Path
 
@@ -72,9 +73,17 @@ def start_phase(
         "prompt_form": prompt_args.prompt_form,
         "data": dict(zip(("train", "held_out"), map(data.summary, split), strict=True)),
     }
+    if phase == 2:
+        facts["starts_from"] = {path.name: digest(path) for path in sorted(before.glob("*.safetensors"))}
     folder = before.with_name(f"phase{phase}")
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
     return run.Run.start(f"Phase {phase}", folder, settings, facts, *resume)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def train_phase(

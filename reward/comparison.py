@@ -34,20 +34,23 @@ def held_out_figures(profile: str, completions: list[str], references: list[list
 
 
 def compare(
-    records: list[Record], before: list[str], after: list[str], log: list[dict[str, float]], profile: str
+    records: list[Record], answers: dict[str, list[str]], log: list[dict[str, float]], profile: str
 ) -> dict[str, Any]:
     """The figures of two lists of summaries of the same dialogues, and of the run between them.
 
+    Args:
+        answers: The summaries before and after, by the name of what wrote them.
+
     Returns:
         `systems` (name, profile, rouge1, rouge2, rougeL, mean, length in characters, rows), `difference` by profile
-        (as `paired_bootstrap` returns it), `chosen_by`, `warning` or None, and the run's `log`.
+        (as `paired_bootstrap` returns it), `chosen_by`, `warning` or None, the run's `log`, and `answers`.
     """
     references = [list(record.references) for record in records]
     systems: list[dict[str, Any]] = []
     differences = {}
     for one in dict.fromkeys((profile, "english" if profile == "english" else "strict")):
         rows = []
-        for name, summaries in (("phase 2", before), ("phase 3", after)):
+        for name, summaries in answers.items():
             result = rouge(summaries, references, one)
             scores = {key: getattr(result, key) for key in ("rouge1", "rouge2", "rougeL", "mean")}
             length = sum(map(len, summaries)) / len(summaries)
@@ -56,7 +59,7 @@ def compare(
         differences[one] = paired_bootstrap(rows[0], rows[1])
     return {
         "systems": systems, "difference": differences, "chosen_by": profile,
-        "warning": reward_hacking(log, "eval_rouge"), "log": log, "before": before, "after": after,
+        "warning": reward_hacking(log, "eval_rouge"), "log": log, "answers": answers,
     }  # fmt: skip
 
 
@@ -67,23 +70,30 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
     names = ("systems", "difference", "chosen_by", "warning")
     write_json({name: figures[name] for name in names}, folder / "results.json")
     plots = [plot(partial(_curve, title), figures["log"]) for title in CURVES]
-    rows = list(zip(records, figures["before"], figures["after"], strict=True))
+    before, after = figures["answers"]
+    rows = list(zip(records, *figures["answers"].values(), strict=True))
     changed = [row for row in rows if row[1] != row[2]] or rows
     page = Template(_PAGE, autoescape=True).render(
-        style=STYLE, plots=plots, rows=changed[:SIDE_BY_SIDE], changed=sum(b != a for _, b, a in rows), **figures
+        style=STYLE,
+        plots=plots,
+        rows=changed[:SIDE_BY_SIDE],
+        changed=sum(one != other for _, one, other in rows),
+        before=before,
+        after=after,
+        **figures,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
     columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "length")
     show_table(f"Held-out, {len(records)} dialogues", columns, figures["systems"])
-    for record, before, after in changed[:2]:
-        say(f"\n{record.dialogue}\n  phase 2: {before}\n  phase 3: {after}")
+    for record, one, other in changed[:2]:
+        say(f"\n{record.dialogue}\n  {before}: {one}\n  {after}: {other}")
     for profile, found in figures["difference"].items():
         say(
-            f"{profile}: phase 3 is {found['difference']:+.2f} from phase 2 "
+            f"{profile}: {after} is {found['difference']:+.2f} from {before} "
             f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.3f})."
         )
     if figures["difference"][figures["chosen_by"]]["difference"] <= 0:
-        say("Phase 3 is no better than phase 2 here. Use phase 2.")
+        say(f"{after.capitalize()} is no better than {before} here. Use {before}.")
     say(f"Written: {folder}/report.html and results.json")
 
 
@@ -99,7 +109,7 @@ def _curve(title: str, axes: Axes, log: list[dict[str, float]]) -> None:
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>PPO</title>
 <style>{{ style|safe }} td.text { text-align: left; vertical-align: top; white-space: pre-wrap }</style>
-<h1>Phase 2 against phase 3</h1>
+<h1>{{ before|capitalize }} against {{ after }}</h1>
 {% if warning %}<p class="verdict">{{ warning }}</p>{% endif %}
 <table><tr><th>system<th>profile<th>ROUGE-1<th>ROUGE-2<th>ROUGE-L<th>mean<th>characters</tr>
 {% for row in systems %}<tr><td>{{ row.name }}<td>{{ row.profile }}
@@ -109,8 +119,8 @@ _PAGE = """<!doctype html>
 {% for profile, found in difference.items() %}<p>{{ profile }}: {{ "%+.2f"|format(found.difference) }}, 95% interval
 {{ "%+.2f"|format(found.low) }} to {{ "%+.2f"|format(found.high) }}, p {{ "%.3f"|format(found.p) }}.</p>{% endfor %}
 <div class="plots">{% for plot in plots %}<div>{{ plot|safe }}</div>{% endfor %}</div>
-<h2>Summaries before and after</h2><p>{{ changed }} of {{ before|length }} changed.</p>
-<table><tr><th>dialogue<th>reference<th>phase 2<th>phase 3</tr>
+<h2>Summaries before and after</h2><p>{{ changed }} of {{ systems[0].rows }} changed.</p>
+<table><tr><th>dialogue<th>reference<th>{{ before }}<th>{{ after }}</tr>
 {% for record, one, other in rows %}<tr>
 {%- for text in (record.dialogue, record.references[0], one, other) %}<td class="text">{{ text }}{% endfor %}</tr>
 {% endfor %}</table>

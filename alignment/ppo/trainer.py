@@ -36,7 +36,7 @@ from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import POLICY, Roles
 from alignment.ppo.rollout import Scorer, encode_prompts, judge, read, sample, score, whole
 from alignment.ppo.vllm import VLLM
-from alignment.run import last_checkpoint, say, write_json
+from alignment.run import last_checkpoint, say, step_of, write_json
 from alignment.training import AdapterCheckpoints, add_callbacks
 
 # Called as a scorer is; figures over all completions, for evaluation.
@@ -146,10 +146,12 @@ class PPOTrainer(AdapterCheckpoints):
                     prompt.layers.clear()
 
     def _go_back(self, update: int) -> None:
-        """Ends a run whose policy went too far from the reference, with the policy of the best or last checkpoint."""
+        """Ends a run whose policy went too far from the reference, with the best or last checkpoint before that."""
         self.log({f"stopped/{name}": figure for name, figure in self._figures.items()})
-        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        checkpoint = Path(best) if best else last_checkpoint(Path(str(self.args.output_dir)))
+        best = Path(self.state.best_model_checkpoint or "checkpoint-0") if self.args.load_best_model_at_end else None
+        if best and step_of(best) not in range(1, self.state.global_step):  # the policy that went too far, or none
+            best = self.state.best_model_checkpoint = None
+        checkpoint = best or last_checkpoint(Path(str(self.args.output_dir)), before=self.state.global_step)
         if checkpoint:
             self.roles.load(checkpoint)
         say(

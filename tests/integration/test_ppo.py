@@ -116,7 +116,7 @@ def test_it_leaves_an_adapter_results_and_a_page(finished: Path):
 def test_the_results_compare_the_two_phases(finished: Path, dialogues: Path):
     results = json.loads((finished / "results.json").read_text("utf-8"))
     systems = [(row["name"], row["profile"]) for row in results["systems"]]
-    assert systems == [(name, profile) for profile in ("aistages", "strict") for name in ("phase 2", "phase 3")]
+    assert systems == [(name, profile) for profile in ("aistages", "strict") for name in ("phase 1", "phase 3")]
     records, _ = load_records(str(dialogues / "eval.jsonl"))
     first = json.loads((finished / "phase3/held_out/step-0.json").read_text("utf-8"))
     expected = rouge(first, [list(record.references) for record in records], "aistages")
@@ -296,13 +296,75 @@ def test_what_is_to_be_overwritten_is_kept_until_the_new_run_is_finished(
 ):
     kept, before = copied / "phase3.replaced", list(files_in(copied / "phase3").values())
     for _ in range(2):  # the second time it is the failed run that goes
-        with pytest.raises(InputError, match="--scorers nonsense"):
-            ppo.main(flags(scorers=["nonsense"], overwrite_output_dir=True))
+        fail_to_overwrite(flags)
         assert list(files_in(kept).values()) == before
     assert capsys.readouterr().err.count(f"it is in {kept} until the new one is finished") == 1
-    start(flags(num_updates=1))
+    start(flags(num_updates=1, overwrite_output_dir=True))
     assert manifest(copied)["finished"]
+    assert manifest(copied)["settings"]["num_updates"] == 1
     assert not kept.exists()
+
+
+def fail_to_overwrite(flags: Flags) -> None:
+    with pytest.raises(InputError, match="--scorers nonsense"):
+        ppo.main(flags(scorers=["nonsense"], overwrite_output_dir=True))
+
+
+def test_after_a_failed_overwriting_the_run_of_before_is_put_back(
+    flags: Flags, copied: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = files_in(copied)
+    fail_to_overwrite(flags)
+    how = {"scorers": ["reward_model", "rouge", "quality"], "scorer_weights": [1, 2, 0.5], "save_total_limit": 9}
+    start(flags(**how))
+    told = capsys.readouterr().err
+    assert "came to nothing; the run of before is back" in told
+    assert "Phase 3: already done" in told
+    assert files_in(copied) == before
+
+
+def test_a_finished_run_is_kept_rather_than_one_that_was_to_be_deleted(flags: Flags, copied: Path):
+    left = shutil.copytree(copied / "phase3", copied / "phase3.replaced")
+    (left / "old").touch()
+    fail_to_overwrite(flags)
+    assert not (left / "old").exists()
+    assert json.loads((left / "manifest.json").read_text("utf-8"))["finished"]
+
+
+def test_what_is_not_ours_is_not_deleted_for_an_overwriting(flags: Flags, copied: Path):
+    own = copied / "phase3.replaced" / "thesis.txt"
+    own.parent.mkdir()
+    own.touch()
+    with pytest.raises(InputError, match=r"phase3\.replaced: the run .* would be kept there\. Move that away first"):
+        ppo.main(flags(overwrite_output_dir=True))
+    shutil.rmtree(copied / "phase3")
+    start(flags(num_updates=1))
+    assert own.exists()
+
+
+def test_overwriting_follows_a_link(flags: Flags, copied: Path, tmp_path: Path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(copied / "phase3", elsewhere)
+    (copied / "phase3").symlink_to(elsewhere)
+    start(flags(num_updates=1, overwrite_output_dir=True))
+    assert (copied / "phase3").resolve() == elsewhere
+    assert manifest(copied)["settings"]["num_updates"] == 1
+    assert not list(tmp_path.glob("**/*.replaced"))
+
+
+def test_a_checkpoint_of_what_is_to_be_overwritten_is_refused(flags: Flags, copied: Path):
+    shutil.copytree(copied / "phase3", copied / "phase3.replaced")
+    (copied / "phase3/manifest.json").write_text(json.dumps(manifest(copied) | {"finished": False}), "utf-8")
+    with pytest.raises(InputError, match="not a whole checkpoint of this run"):
+        ppo.main(flags(resume_from_checkpoint=copied / "phase3.replaced/checkpoint-4"))
+
+
+def test_the_folder_that_one_is_in_is_not_overwritten(flags: Flags, copied: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(copied / "phase3")
+    before = files_in(copied)
+    with pytest.raises(InputError, match="you are in the folder that is to be overwritten"):
+        ppo.main(flags(overwrite_output_dir=True))
+    assert files_in(copied) == before
 
 
 def test_a_refused_run_leaves_the_lists_of_the_one_that_is_there(flags_for: Flags, copied: Path, tmp_path: Path):

@@ -21,7 +21,7 @@ from alignment.ppo import PPOConfig, PPOTrainer, Roles
 from alignment.ppo import rollout as rollouts
 from alignment.ppo.guards import reward_hacking
 from alignment.ppo.roles import POLICY, REFERENCE
-from alignment.run import last_checkpoint, silence_libraries
+from alignment.run import last_checkpoint, silence_libraries, step_of
 
 LETTERS = [chr(97 + i) for i in range(14)]
 PROMPTS = ["b c d", "e f", "g h i j", "k", "l m n a b", "c", "d e", "f g h"]
@@ -356,7 +356,8 @@ def test_above_max_kl_it_goes_back_to_the_last_checkpoint(tmp_path: Path, capsys
     settings = LEARNING | {"num_updates": 30, "max_kl": 4.0, "kl_coef": 0.0, "learning_rate": 1e-3}
     one = trainer(tmp_path, save_strategy="steps", save_steps=1, **settings)
     one.train()
-    last = last_checkpoint(tmp_path)
+    last = last_checkpoint(tmp_path, before=one.state.global_step)
+    assert last != last_checkpoint(tmp_path)  # which is the policy that went too far
     assert f"The policy is that of {last.name}" in capsys.readouterr().err
     one.save_model(str(tmp_path / "end"))
     assert (tmp_path / "end/adapter_model.safetensors").read_bytes() == (
@@ -364,8 +365,9 @@ def test_above_max_kl_it_goes_back_to_the_last_checkpoint(tmp_path: Path, capsys
     ).read_bytes()
 
 
-def test_above_max_kl_it_goes_back_to_the_best_checkpoint_where_that_is_wanted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("values", [[9.0, 20.0, *range(8, -22, -1)], [9.0, *range(10, 41)]], ids=["first", "last"])
+def test_above_max_kl_it_goes_back_to_the_best_checkpoint_before_where_that_is_wanted(
+    tmp_path: Path, values: list[float], capsys: pytest.CaptureFixture[str]
 ):
     settings = LEARNING | {"num_updates": 30, "max_kl": 4.0, "kl_coef": 0.0, "learning_rate": 1e-3}
     settings |= {
@@ -374,10 +376,13 @@ def test_above_max_kl_it_goes_back_to_the_best_checkpoint_where_that_is_wanted(
         "load_best_model_at_end": True,
         "early_stopping_patience": 30,
     }
-    one = trainer(tmp_path, **settings, **held_out([9.0, 20.0, *range(8, -22, -1)]))
+    one = trainer(tmp_path, **settings, **held_out(values))
     one.train()
-    best = Path(one.state.best_model_checkpoint)
-    assert best != last_checkpoint(tmp_path)
+    if values[1] == 20:
+        best = Path(one.state.best_model_checkpoint)
+        assert step_of(best) == one.steps_per_update
+    else:  # the best would be the policy that went too far
+        best = last_checkpoint(tmp_path, before=one.state.global_step)
     assert f"The policy is that of {best.name}" in capsys.readouterr().err
     one.save_model(str(tmp_path / "end"))
     assert (tmp_path / "end/adapter_model.safetensors").read_bytes() == (

@@ -294,6 +294,7 @@ def test_overwriting_samples_and_trains_anew(copied: Path, flags: Flags):
     start(flags(overwrite_output_dir=True, samples=1, max_steps=1, stage="train"))
     assert len(rows(copied / "data" / "train.samples.jsonl")) == 12
     assert run.read_manifest(copied / "model")["settings"]["max_steps"] == 1
+    assert not (copied / "report.json").exists()  # which was on another model
 
 
 # --- killed and resumed

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from recipe_runs import curve, manifest, start_and_kill
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from alignment import run
 from alignment.data import load_records
@@ -109,6 +110,14 @@ def test_phase_2_starts_from_the_adapter_of_phase_1(copied: Path, sft_flags_for:
 def test_phase_2_needs_a_finished_phase_1(sft_flags: Flags):
     with pytest.raises(InputError, match=r"holds no finished result. Use --phases 1,2"):
         sft.main(sft_flags(phases=2))
+
+
+def test_a_phase_2_that_went_on_from_another_phase_1_is_not_taken(copied: Path, sft_flags_for: Flags):
+    with safe_open(copied / "phase1" / ADAPTER, "pt") as file:
+        weights = {name: file.get_tensor(name) + 0.001 for name in file.keys()}  # noqa: SIM118
+    save_file(weights, copied / "phase1" / ADAPTER, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"phase2: holds a run with other settings \(other weights to start from\)"):
+        sft.main(sft_flags_for(copied, **LONG))
 
 
 # An output folder that is there already
