@@ -14,7 +14,8 @@ quickstart: .venv/installed  ## The whole chain on the embedded model and dialog
 	@echo "Phase 3: PPO from phase 2, paid by the reward model."
 	$(LAUNCH) recipes/ppo.py --sft_model $(RUN)/phase2 --reward_model $(RUN)/reward --output_dir $(RUN)/ppo \
 		--allow_unfit true --max_eval_rows 16 --resume_from_checkpoint true
-	$(LAUNCH) recipes/evaluate.py --model embedded $(RUN)/phase1 $(RUN)/phase2 $(RUN)/ppo/phase3 \
+	test $(RUN)/results.json -nt $(RUN)/ppo/phase3/manifest.json || \
+		$(LAUNCH) recipes/evaluate.py --model embedded $(RUN)/phase1 $(RUN)/phase2 $(RUN)/ppo/phase3 \
 		--dataset_path embedded-ko --output_dir $(RUN) --overwrite_output_dir true
 	$(BIN)/python recipes/evaluate.py --compare $(RUN) --output_dir $(RUN)/report --overwrite_output_dir true
 

@@ -36,10 +36,9 @@ HOW_TO_GO_ON = "The same command goes on from here; a training run with --resume
 FREE_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "phases", "report_to", "run_name", "project",
     "logging_dir", "disable_tqdm", "log_level", "push_to_hub", "hub_token", "hub_model_id", "trackio_space_id",
-    "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory", "per_device_eval_batch_size",
-    "activation_checkpointing", "generation_batch_size", "vllm_url",
-    "eval_accumulation_steps", "torch_empty_cache_steps", "gradient_checkpointing", "local_rank",
-    "stage", "min_accuracy", "sample_batch_size",
+    "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory", "per_device_eval_batch_size", "stage",
+    "activation_checkpointing", "generation_batch_size", "vllm_url", "eval_accumulation_steps", "local_rank",
+    "torch_empty_cache_steps", "gradient_checkpointing", "min_accuracy", "sample_batch_size",
 }  # fmt: skip
 
 
@@ -193,22 +192,15 @@ def refuse_existing(files: list[Path], overwrite: bool) -> None:
         raise InputError(f"{there[0]} exists. Choose another --output_dir, or --overwrite_output_dir true.")
 
 
+@dataclasses.dataclass
 class Run:
-    """One result folder, from start to finish.
+    """One result folder: `start` decides what there is to do, `finish` writes the manifest that marks it as whole."""
 
-    `Run.start` decides what there is to do, `finish` writes the manifest that marks the result as whole.
-
-    Attributes:
-        finished: The result is already there; nothing to do.
-        checkpoint: Where to go on from, or None to begin at the beginning.
-    """
-
-    def __init__(
-        self, name: str, folder: Path, manifest: dict[str, Any], finished: bool, checkpoint: Path | None
-    ) -> None:
-        self.name, self.folder, self.manifest = name, folder, manifest
-        self.finished, self.checkpoint = finished, checkpoint
-        self._started = time.monotonic()
+    name: str
+    folder: Path
+    manifest: dict[str, Any]
+    finished: bool  # the result is already there; nothing to do
+    checkpoint: Path | None  # where to go on from, or None to begin at the beginning
 
     @classmethod
     def start(
@@ -273,10 +265,12 @@ class Run:
             "commit": _commit(),
             "machine": _machine(),
             "world_size": PartialState().num_processes,
+            "started": time.time(),
         }
         finished, checkpoint = cls._inspect(folder, previous, manifest, resume if wanted else None)
         if finished and previous:
             return previous, True, None
+        manifest["seconds_before"] = _seconds_until(checkpoint, previous) if checkpoint and previous else 0.0
         make_folder(folder)
         write_json(manifest, folder / MANIFEST)
         return manifest, False, checkpoint
@@ -358,7 +352,7 @@ class Run:
         """Marks the result as whole, with its seconds, peak memory and whatever else is known by now; and says so."""
         self.manifest |= {
             "finished": True,
-            "seconds": round(time.monotonic() - self._started, 1),
+            "seconds": round(self.manifest["seconds_before"] + time.time() - self.manifest["started"], 1),
             "peak_memory_gib": round(peak_memory_gib(), 3),
             **facts,
         }
@@ -376,6 +370,12 @@ def _has_work(folder: Path) -> bool:
     return manifest is not None and (manifest["finished"] or last_checkpoint(folder) is not None)
 
 
+def _seconds_until(checkpoint: Path, manifest: dict[str, Any]) -> float:
+    """How long a run, killed since and perhaps before, had worked when it wrote this checkpoint."""
+    written = (checkpoint / "trainer_state.json").stat().st_mtime
+    return manifest.get("seconds_before", 0.0) + max(0.0, written - manifest.get("started", written))
+
+
 def _replaced(folder: Path) -> Path:
     real = folder.resolve()
     return real.with_name(f"{real.name}.replaced")
@@ -391,9 +391,8 @@ def _commit() -> str | None:
 
 
 def _machine() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "cores": os.cpu_count(),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }

@@ -116,13 +116,18 @@ class Summarizer:
         config = self.model.config.get_text_config()
         context = self.max_length or getattr(config, "max_position_embeddings", None)
         reserved = 0 if config.is_encoder_decoder else self.max_new_tokens
-        records = [Record(f"no. {i}", self.source_prefix + text, ()) for i, text in enumerate(dialogues, 1)]
+        places: dict[str, int] = {}  # of the first of equal ones, which are encoded once
+        for i, text in enumerate(dialogues, 1):
+            places.setdefault(text, i)
+        records = [Record(f"no. {i}", self.source_prefix + text, ()) for text, i in places.items()]
         if context:
             records, shortened = dialogue.fit_records(records, self.form, self.tokenizer, context, reserved)
             if shortened:
                 say(f"{len(shortened)} dialogues were shortened by whole turns to fit {context} tokens.")
         texts = [dialogue.prompt_for(record, self.phase, self.form, self.tokenizer) for record in records]
-        return [dialogue.encode_prompt(text, self.form, self.tokenizer) for text in texts]
+        encoded = (dialogue.encode_prompt(text, self.form, self.tokenizer) for text in texts)
+        by_dialogue = dict(zip(places, encoded, strict=True))
+        return [by_dialogue[text] for text in dialogues]
 
     def summarize(
         self,

@@ -146,20 +146,21 @@ class System:
         """
         loaded, seconds = loaded or OneAtATime(), 0.0
         candidates: list[list[str]] = []
-        for number, (key, load, decoding) in enumerate(self._candidates()):
+        for number, (key, load, decoding, count) in enumerate(self._candidates()):
             summarizer, others = loaded(key, load)
             weights = self.how.weights if others else None
-            journal = None
+            repeated, journal = dialogues * count, None  # samples of a dialogue together read it once
             if journals is not None:
                 own_path = path.with_name(f"{path.name}.{number}") if self.how.combine in CHOOSING else path
-                journal = journals.enter_context(summarizer.journal(own_path, dialogues, decoding, others, weights))
+                journal = journals.enter_context(summarizer.journal(own_path, repeated, decoding, others, weights))
                 seconds += journal.seconds_before
-            candidates.append(summarizer.summarize(dialogues, decoding, description, journal, others, weights))
+            texts = summarizer.summarize(repeated, decoding, description, journal, others, weights)
+            candidates += [texts[i * len(dialogues) : (i + 1) * len(dialogues)] for i in range(count)]
             del summarizer, others  # or they would be there still when the next ones are loaded
         return self._choose(dialogues, candidates, loaded, description), seconds
 
-    def _candidates(self) -> list[tuple[str, Callable[[], Any], Decoding]]:
-        """For each list of candidates: a key and a function that load (summarizer, others), and the decoding."""
+    def _candidates(self) -> list[tuple[str, Callable[[], Any], Decoding, int]]:
+        """A key and a function that load (summarizer, others), a decoding, and how often it writes each dialogue."""
         names, args = self.models, (self.model_args, self.prompt_args)
 
         def average() -> tuple[Summarizer, list[Summarizer]]:
@@ -173,12 +174,12 @@ class System:
             return Summarizer.load(name, *args), []
 
         if self.how.combine == "lora_average":
-            return [(f"average {names} {self.how.weights} {args}", average, self.decoding)]
+            return [(f"average {names} {self.how.weights} {args}", average, self.decoding, 1)]
         if self.how.combine == "distributions":
-            return [(f"together {names} {args}", together, self.decoding)]
+            return [(f"together {names} {args}", together, self.decoding, 1)]
         sample = replace(self.decoding, num_beams=1, do_sample=True, temperature=self.how.sample_temperature)
-        decodings = [self.decoding, *(replace(sample, seed=sample.seed + i) for i in range(self.how.samples))]
-        return [(f"{name} {args}", partial(alone, name), decoding) for name in names for decoding in decodings]
+        ways = [(self.decoding, 1)] + [(sample, self.how.samples)] * bool(self.how.samples)
+        return [(f"{name} {args}", partial(alone, name), *way) for name in names for way in ways]
 
     def _choose(
         self, dialogues: list[str], candidates: list[list[str]], loaded: OneAtATime, description: str | None

@@ -93,10 +93,11 @@ def dialogues_in(folder: Path) -> list[str]:
 
 def candidates_by_hand(trained: list[Path], dialogues: Path) -> list[list[str]]:
     """Of each model its own summary and two samples, by dialogue."""
-    decodings = [Decoding(), *(Decoding(do_sample=True, temperature=0.9, seed=42 + i) for i in range(2))]
-    summarizers = [Summarizer.load(str(folder)) for folder in trained]
-    lists = [one.summarize(dialogues_in(dialogues), decoding) for one in summarizers for decoding in decodings]
-    return [list(texts) for texts in zip(*lists, strict=True)]
+    texts, lists = dialogues_in(dialogues), []
+    for one in [Summarizer.load(str(folder)) for folder in trained]:
+        samples = one.summarize(texts * 2, Decoding(do_sample=True, temperature=0.9, batch_size=1))
+        lists += [one.summarize(texts), samples[: len(texts)], samples[len(texts) :]]
+    return [list(own) for own in zip(*lists, strict=True)]
 
 
 SAMPLES = {"samples": 2, "sample_temperature": 0.9}

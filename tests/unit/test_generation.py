@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 from alignment.errors import InputError
-from alignment.generation import Decoding, EndAtLimit, decoding_grid, generate
+from alignment.generation import Decoding, EndAtLimit, decoding_grid, generate, tokens_at
 
 TEXTS = (
     "둘은 내일 역에서 만나기로 했다.", "네", "#Person1#: 내일 3시에 볼까?\n#Person2#: 좋아, 역에서 봐.", "점심 먹었어?",
@@ -142,6 +142,58 @@ def test_the_same_prompt_gets_another_sample_in_every_batch(model, prompts, tiny
         decoding=decoding,
     )  # fmt: skip
     assert len(set(texts)) == 8
+
+
+@pytest.mark.parametrize("sliding_window", [None, 8])
+def test_samples_of_a_prompt_read_it_once_and_are_the_same_as_alone(sliding_window, model, prompts, tiny_tokenizer):
+    if sliding_window:
+        torch.manual_seed(0)
+        config = Gemma3TextConfig(
+            vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
+            num_attention_heads=4, num_key_value_heads=1, sliding_window=sliding_window,
+            layer_types=["sliding_attention", "full_attention"],
+        )  # fmt: skip
+        model = Gemma3ForCausalLM(config).eval()
+    tokens: list[int] = []
+    watch = model.register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    several = [prompt for prompt in prompts for _ in range(4)]
+    assert max(map(len, prompts)) > 8  # than the window
+
+    def sampled(batch_size: int) -> list[str]:
+        tokens.clear()
+        return generate(
+            model, tiny_tokenizer, several, end_token_id=tiny_tokenizer.eos_token_id, max_new_tokens=6,
+            decoding=Decoding(do_sample=True, batch_size=batch_size),
+        )  # fmt: skip
+
+    alone = sampled(1)
+    together = sampled(len(several))
+    watch.remove()
+    assert together == alone
+    assert len(set(together)) > len(prompts)
+    longest = max(map(len, prompts))
+    assert tokens[:2] == [len(prompts) * (longest - 1), len(several)]  # read, and the last token of each
+
+
+def test_a_token_is_drawn_where_the_running_sum_passes_its_number():
+    torch.manual_seed(0)
+    for size in (7, 512, 513, 5000):
+        logits, numbers = 4 * torch.randn(200, size), torch.rand(200, dtype=torch.float64)
+        probs = logits.double().softmax(-1)
+        tokens = tokens_at(logits, numbers)
+        passed, beyond = (sums.gather(1, tokens).squeeze(1) for sums in (probs.cumsum(-1), probs.cumsum(-1) - probs))
+        assert (passed > numbers - 1e-6).all()
+        assert (beyond < numbers + 1e-6).all()
+        assert len(set(tokens.squeeze(1).tolist())) > 2
+
+
+def test_a_token_that_cannot_be_is_never_drawn():
+    logits = torch.full((4, 1500), -torch.inf)
+    logits[:, [3, 700]] = 0.0
+    numbers = torch.tensor([0.0, 0.5 - 2**-53, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert tokens_at(logits, numbers).squeeze(1).tolist() == [3, 3, 700, 700]
 
 
 def test_a_temperature_near_zero_is_greedy_and_a_high_one_is_not(texts_of):
