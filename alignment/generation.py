@@ -227,16 +227,26 @@ def generate(
             if others:
                 members = [other.model for other in others]
                 processors.append(AveragedDistributions(members, further, weights, before))
+            most = [max_new_tokens] * len(rows)
             if decoding.max_new_tokens_ratio:
-                most = [max(SHORTEST_LIMIT, math.ceil(decoding.max_new_tokens_ratio * len(prompts[i]))) for i in rows]
+                limits = [math.ceil(decoding.max_new_tokens_ratio * len(prompts[i])) for i in rows]
+                most = [min(max_new_tokens, max(SHORTEST_LIMIT, limit)) for limit in limits]
                 processors.append(EndAtLimit(most, end_token_id, before))
+            cache = None
             if decoding.do_sample:
-                numbers = noise(decoding.seed, [i if places is None else places[i] for i in rows], max_new_tokens)
-                processors.append(Sampling(numbers.to(model.device), decoding, before))
-            if decoding.do_sample and not encoder_decoder and not others:  # not while sharded weights are trained
-                batch["past_key_values"] = read_once(model, batch.input_ids, batch.attention_mask)
-            output = model.generate(**batch, generation_config=config, logits_processor=processors)
-            for i, completion in zip(rows, output[:, before:].tolist(), strict=True):  # B x C
+                own = [i if places is None else places[i] for i in rows]
+                numbers = noise(decoding.seed, own, max_new_tokens).to(model.device)
+                processors.append(Sampling(numbers, decoding, before))
+                if not (encoder_decoder or others or decoding.no_repeat_ngram_size):
+                    cache = read_once(model, batch.input_ids, batch.attention_mask)
+            if cache is not None:
+                choose = sampler(numbers, decoding, end_token_id)
+                last = batch.input_ids[:, -1:]
+                completions = write(model, last, batch.attention_mask, cache, choose, end_token_id, most)
+            else:
+                output = model.generate(**batch, generation_config=config, logits_processor=processors)
+                completions = output[:, before:].tolist()  # B x C
+            for i, completion in zip(rows, completions, strict=True):
                 ids = completion[: completion.index(end_token_id)] if end_token_id in completion else completion
                 texts.append((i, tokenizer.decode(ids, skip_special_tokens=True).strip()))
                 if on_text:
@@ -248,25 +258,87 @@ def generate(
     return [text for _, text in sorted(dict(texts).items())]
 
 
-def read_once(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Cache | None:
-    """Keys and values of all but the last token of prompts (B x P, padded on the left), each distinct prompt read once.
+def draw(logits: Tensor, numbers: Tensor, decoding: Decoding) -> Tensor:
+    """Of each row (N x V) the token that its number (N) draws, at the decoding's temperature and top_p: N x 1."""
+    logits = logits.float() / decoding.temperature
+    if decoding.top_p < 1:
+        logits = TopPLogitsWarper(decoding.top_p)(None, logits)
+    return tokens_at(logits, numbers)
 
-    None where no two are equal, or the model keeps something else than keys and values: then `generate` reads them.
+
+def sampler(numbers: Tensor, decoding: Decoding, end_token_id: int) -> Callable[[Tensor, list[int], int], Tensor]:
+    """What `write` chooses tokens by when it samples with this noise (B x C): an end token is never the first."""
+
+    def choose(logits: Tensor, rows: list[int], length: int) -> Tensor:
+        if length == 0:
+            logits[:, end_token_id] = -torch.inf
+        return draw(logits, numbers[rows, length], decoding)
+
+    return choose
+
+
+def read_once(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Cache | None:
+    """Keys and values of all but the last token of prompts (B x P, padded on the left), equal prompts read once.
+
+    None where that is no token, or the model keeps something else than keys and values.
     """
     rows = [tuple(row) for row in torch.cat([input_ids, attention_mask], 1).tolist()]
     distinct = list(dict.fromkeys(rows))
-    if len(distinct) == len(rows) or input_ids.shape[1] == 1:
-        return None
     first = [rows.index(row) for row in distinct]
     mask = attention_mask[first, :-1]
+    if not mask.numel():
+        return None
     cache = model(
         input_ids=input_ids[first, :-1], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
         use_cache=True, logits_to_keep=1,
     ).past_key_values  # fmt: skip
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
         return None
-    cache.batch_select_indices(torch.tensor([distinct.index(row) for row in rows], device=input_ids.device))
+    if len(distinct) < len(rows):
+        cache.batch_select_indices(torch.tensor([distinct.index(row) for row in rows], device=input_ids.device))
     return cache
+
+
+def write(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    mask: Tensor,
+    cache: Cache | None,
+    choose: Callable[[Tensor, list[int], int], Tensor],
+    end_token_id: int,
+    most: Sequence[int],
+) -> list[list[int]]:
+    """Completions of prompts, each with its end token if it came to one; those that have ended leave the batch.
+
+    Args:
+        tokens: The last token of each prompt (B x 1).
+        mask: Where the prompt has a token (B x P).
+        cache: Keys and values of all that comes before the last token; None where that is nothing.
+        choose: From logits (n x V), the rows that they are of (n) and the number of tokens these have, to a token of
+            each (n x 1).
+        most: Tokens that each completion may have (B).
+    """
+    completions: list[list[int]] = [[] for _ in most]
+    alive = list(range(len(most)))
+    for length in range(max(most)):
+        output = model(
+            input_ids=tokens, attention_mask=mask.long(), position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        cache, tokens = output.past_key_values, choose(output.logits[:, -1].float(), alive, length)
+        going_on = []
+        for place, (row, token) in enumerate(zip(alive, tokens.squeeze(1).tolist(), strict=True)):
+            completions[row].append(token)
+            if token != end_token_id and length + 1 < most[row]:
+                going_on.append(place)
+        if not going_on:
+            break
+        if len(going_on) < len(alive):
+            left = torch.tensor(going_on, device=tokens.device)
+            cache.batch_select_indices(left)
+            alive, tokens, mask = [alive[place] for place in going_on], tokens[left], mask[left]
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+    return completions
 
 
 class EndAtLimit(LogitsProcessor):
@@ -307,8 +379,5 @@ class Sampling(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """B x V."""
-        logits = scores.float() / self._decoding.temperature
-        if self._decoding.top_p < 1:
-            logits = TopPLogitsWarper(self._decoding.top_p)(input_ids, logits)
-        tokens = tokens_at(logits, self._numbers[:, input_ids.shape[1] - self._prompt_tokens])
-        return torch.full_like(logits, -torch.inf).scatter(1, tokens, 0.0)
+        tokens = draw(scores, self._numbers[:, input_ids.shape[1] - self._prompt_tokens], self._decoding)
+        return torch.full_like(scores, -torch.inf, dtype=torch.float32).scatter(1, tokens, 0.0)

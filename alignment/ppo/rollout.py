@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignment.errors import InputError
-from alignment.generation import noise, tokens_at
+from alignment.generation import noise, tokens_at, write
 from alignment.head import contiguous_head
 from alignment.ppo.prompts import Prompt, join, pad
 from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
@@ -77,29 +77,17 @@ def sample(
         batch_size: Completions written at a time; those that have ended leave the batch.
     """
     numbers = noise(seed, places, max_new_tokens).to(roles.device)
-    completions: list[list[int]] = [[] for _ in prompts]
+    completions: list[list[int]] = []
     with contiguous_head(roles.model):
         for start in range(0, len(prompts), batch_size):
-            alive = list(range(start, min(start + batch_size, len(prompts))))  # the prompt of each row
-            ids, mask = (block.to(roles.device) for block in pad([prompts[i] for i in alive], 0, "left"))
-            tokens, cache = ids[:, -1:], join(read[start : start + batch_size], roles.device)
-            for t in range(numbers.shape[1]):
-                output = roles.model(
-                    input_ids=tokens, attention_mask=mask.long(), position_ids=mask.sum(1, keepdim=True) - 1,
-                    past_key_values=cache, use_cache=True, logits_to_keep=1,
-                )  # fmt: skip
-                cache = output.past_key_values
-                tokens = tokens_at(output.logits[:, -1].float() / temperature, numbers[alive, t])  # n x 1
-                for row, token in zip(alive, tokens.squeeze(1).tolist(), strict=True):
-                    completions[row].append(token)
-                going_on = (tokens.squeeze(1) != end_token_id).nonzero().squeeze(1)
-                if not len(going_on):
-                    break
-                if len(going_on) < len(alive):
-                    cache.batch_select_indices(going_on)
-                    alive = [alive[i] for i in going_on.tolist()]
-                tokens = tokens[going_on]
-                mask = torch.cat([mask[going_on], mask.new_ones(len(going_on), 1)], dim=1)
+            rows = slice(start, start + batch_size)
+            ids, mask = (block.to(roles.device) for block in pad(prompts[rows], 0, "left"))
+
+            def choose(logits: Tensor, alive: list[int], length: int, own: Tensor = numbers[rows]) -> Tensor:
+                return tokens_at(logits / temperature, own[alive, length])
+
+            cache, most = join(read[rows], roles.device), [max_new_tokens] * len(ids)
+            completions += write(roles.model, ids[:, -1:], mask, cache, choose, end_token_id, most)
     return completions
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
+from alignment import generation
 from alignment.errors import InputError
 from alignment.generation import Decoding, EndAtLimit, decoding_grid, generate, tokens_at
 
@@ -175,6 +176,29 @@ def test_samples_of_a_prompt_read_it_once_and_are_the_same_as_alone(sliding_wind
     assert len(set(together)) > len(prompts)
     longest = max(map(len, prompts))
     assert tokens[:2] == [len(prompts) * (longest - 1), len(several)]  # read, and the last token of each
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.5}, {"max_new_tokens_ratio": 0.01}, {"temperature": 3.0}])
+def test_samples_are_those_that_transformers_would_draw(options, texts_of, monkeypatch):
+    sampled = texts_of(do_sample=True, max_new_tokens=24, **options)
+    monkeypatch.setattr(generation, "read_once", lambda *_: None)
+    assert sampled == texts_of(do_sample=True, max_new_tokens=24, **options)
+
+
+def test_samples_that_have_ended_leave_the_batch(texts_of, model, tiny_tokenizer):
+    rows: list[int] = []
+    likelier_end = torch.zeros(len(tiny_tokenizer))
+    likelier_end[tiny_tokenizer.eos_token_id] = 5.0
+    count = model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    with count, model.get_output_embeddings().register_forward_hook(lambda _, args, out: out + likelier_end):
+        texts = texts_of(do_sample=True, max_new_tokens=100, batch_size=8)
+    assert len(rows) < 100  # all have ended
+    assert all(texts)
+    assert rows == sorted(rows, reverse=True)
+    assert rows[0] == 8
+    assert len(set(rows)) > 3
 
 
 def test_a_token_is_drawn_where_the_running_sum_passes_its_number():
