@@ -146,7 +146,7 @@ def tokens_at(logits: Tensor, numbers: Tensor) -> Tensor:
     sums = blocks.sum(-1).double()
     block, passed = _reached(sums, numbers.unsqueeze(1) * sums.sum(-1, keepdim=True))
     within, _ = _reached(blocks[torch.arange(len(blocks), device=blocks.device), block.squeeze(1)].double(), passed)
-    return block * BLOCK + within
+    return (block * BLOCK + within).clamp(max=logits.shape[1] - 1)  # beyond where logits are no numbers
 
 
 def _reached(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,8 +154,8 @@ def _reached(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     running = masses.cumsum(-1)
     below = torch.nextafter(running[:, -1:], torch.zeros_like(target))  # rounding may put a target at the end itself
     target = target.minimum(below)
-    place = torch.searchsorted(running, target, right=True)
-    return place, target - (running - masses).gather(1, place)
+    place = torch.searchsorted(running, target, right=True).clamp(max=masses.shape[1] - 1)
+    return place, (target - (running - masses).gather(1, place)).clamp(min=0)
 
 
 def generate(
@@ -288,11 +288,14 @@ def read_once(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor)
     mask = attention_mask[first, :-1]
     if not mask.numel():
         return None
-    cache = model(
+    output = model(
         input_ids=input_ids[first, :-1], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
         use_cache=True, logits_to_keep=1,
-    ).past_key_values  # fmt: skip
-    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+    )  # fmt: skip
+    cache = getattr(output, "past_key_values", None)
+    if not isinstance(cache, Cache) or any(
+        type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
+    ):
         return None
     if len(distinct) < len(rows):
         cache.batch_select_indices(torch.tensor([distinct.index(row) for row in rows], device=input_ids.device))
@@ -309,6 +312,8 @@ def write(
     most: Sequence[int],
 ) -> list[list[int]]:
     """Completions of prompts, each with its end token if it came to one; those that have ended leave the batch.
+
+    Not for sharded weights: nothing here keeps the processes in step.
 
     Args:
         tokens: The last token of each prompt (B x 1).

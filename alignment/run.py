@@ -201,6 +201,7 @@ class Run:
     manifest: dict[str, Any]
     finished: bool  # the result is already there; nothing to do
     checkpoint: Path | None  # where to go on from, or None to begin at the beginning
+    _started: float = dataclasses.field(default_factory=time.monotonic)
 
     @classmethod
     def start(
@@ -265,12 +266,11 @@ class Run:
             "commit": _commit(),
             "machine": _machine(),
             "world_size": PartialState().num_processes,
-            "started": time.time(),
         }
         finished, checkpoint = cls._inspect(folder, previous, manifest, resume if wanted else None)
         if finished and previous:
             return previous, True, None
-        manifest["seconds_before"] = _seconds_until(checkpoint, previous) if checkpoint and previous else 0.0
+        manifest["seconds_before"] = _seconds_until(checkpoint, folder, previous) if checkpoint and previous else 0.0
         make_folder(folder)
         write_json(manifest, folder / MANIFEST)
         return manifest, False, checkpoint
@@ -352,7 +352,7 @@ class Run:
         """Marks the result as whole, with its seconds, peak memory and whatever else is known by now; and says so."""
         self.manifest |= {
             "finished": True,
-            "seconds": round(self.manifest["seconds_before"] + time.time() - self.manifest["started"], 1),
+            "seconds": round(self.manifest["seconds_before"] + time.monotonic() - self._started, 1),
             "peak_memory_gib": round(peak_memory_gib(), 3),
             **facts,
         }
@@ -370,10 +370,10 @@ def _has_work(folder: Path) -> bool:
     return manifest is not None and (manifest["finished"] or last_checkpoint(folder) is not None)
 
 
-def _seconds_until(checkpoint: Path, manifest: dict[str, Any]) -> float:
+def _seconds_until(checkpoint: Path, folder: Path, manifest: dict[str, Any]) -> float:
     """How long a run, killed since and perhaps before, had worked when it wrote this checkpoint."""
-    written = (checkpoint / "trainer_state.json").stat().st_mtime
-    return manifest.get("seconds_before", 0.0) + max(0.0, written - manifest.get("started", written))
+    written, started = (path.stat().st_mtime for path in (checkpoint / "trainer_state.json", folder / MANIFEST))
+    return manifest.get("seconds_before", 0.0) + max(0.0, written - started)
 
 
 def _replaced(folder: Path) -> Path:

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
 
 from alignment import generation
 from alignment.errors import InputError
@@ -214,10 +221,28 @@ def test_a_token_is_drawn_where_the_running_sum_passes_its_number():
 
 
 def test_a_token_that_cannot_be_is_never_drawn():
-    logits = torch.full((4, 1500), -torch.inf)
-    logits[:, [3, 700]] = 0.0
-    numbers = torch.tensor([0.0, 0.5 - 2**-53, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert tokens_at(logits, numbers).squeeze(1).tolist() == [3, 3, 700, 700]
+    logits = torch.zeros(1, 1600)
+    logits[:, [0, 512, 1024, 1599]] = -torch.inf  # at the edges of blocks
+    edges = logits.double().softmax(-1).cumsum(-1)[0]
+    numbers = torch.cat([edges + step * 2**-53 for step in (-2, -1, 0, 1, 2)]).clamp(0, 1 - 2**-53)
+    drawn = tokens_at(logits.expand(len(numbers), -1), numbers)
+    assert not {0, 512, 1024, 1599} & set(drawn.squeeze(1).tolist())
+
+
+def test_of_logits_that_are_no_numbers_some_token_is_drawn():
+    for size in (7, 513):
+        (token,) = tokens_at(torch.full((1, size), torch.nan), torch.tensor([0.5], dtype=torch.float64)).tolist()
+        assert 0 <= token[0] < size  # and the loss tells of it
+
+
+def test_a_model_without_keys_and_values_samples_too(prompts, tiny_tokenizer):
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=len(tiny_tokenizer), hidden_size=16, state_size=4, num_hidden_layers=2)
+    texts = generate(
+        MambaForCausalLM(config).eval(), tiny_tokenizer, prompts, end_token_id=tiny_tokenizer.eos_token_id,
+        max_new_tokens=4, decoding=Decoding(do_sample=True),
+    )  # fmt: skip
+    assert all(texts)
 
 
 def test_a_temperature_near_zero_is_greedy_and_a_high_one_is_not(texts_of):

@@ -1,11 +1,12 @@
 """alignment/run.py: what a manifest says of a run that was killed and went on."""
 
 import json
+import os
 from pathlib import Path
 
 from transformers.trainer_callback import TrainerState
 
-from alignment.run import MANIFEST, Run, write_json
+from alignment.run import MANIFEST, Run
 
 
 def start(folder: Path, resume: str | None = None) -> Run:
@@ -14,8 +15,8 @@ def start(folder: Path, resume: str | None = None) -> Run:
 
 def write_checkpoint(folder: Path, step: int, after_seconds: float) -> None:
     """A checkpoint that is written now, by the run in the folder as if it had started so long ago."""
-    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    write_json(manifest | {"started": manifest["started"] - after_seconds}, folder / MANIFEST)
+    started = (folder / MANIFEST).stat().st_mtime - after_seconds
+    os.utime(folder / MANIFEST, (started, started))
     state = folder / f"checkpoint-{step}" / "trainer_state.json"
     state.parent.mkdir()
     TrainerState(global_step=step).save_to_json(str(state))
