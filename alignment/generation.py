@@ -234,8 +234,8 @@ def generate(
                 processors.append(EndAtLimit(most, end_token_id, before))
             cache = None
             if decoding.do_sample:
-                own = [i if places is None else places[i] for i in rows]
-                numbers = noise(decoding.seed, own, max_new_tokens).to(model.device)
+                in_run = [i if places is None else places[i] for i in rows]
+                numbers = noise(decoding.seed, in_run, max_new_tokens).to(model.device)
                 processors.append(Sampling(numbers, decoding, before))
                 if not (encoder_decoder or others or decoding.no_repeat_ngram_size):
                     cache = read_once(model, batch.input_ids, batch.attention_mask)
