@@ -15,7 +15,7 @@ from transformers import (
 
 from alignment import generation
 from alignment.errors import InputError
-from alignment.generation import Decoding, EndAtLimit, decoding_grid, generate, tokens_at
+from alignment.generation import BLOCK, Decoding, EndAtLimit, decoding_grid, generate, tokens_at
 
 TEXTS = (
     "둘은 내일 역에서 만나기로 했다.", "네", "#Person1#: 내일 3시에 볼까?\n#Person2#: 좋아, 역에서 봐.", "점심 먹었어?",
@@ -224,12 +224,14 @@ def test_a_token_is_drawn_where_the_running_sum_passes_its_number():
 
 
 def test_a_token_that_cannot_be_is_never_drawn():
-    logits = torch.zeros(1, 1600)
-    logits[:, [0, 512, 1024, 1599]] = -torch.inf  # at the edges of blocks
-    edges = logits.double().softmax(-1).cumsum(-1)[0]
-    numbers = torch.cat([edges + step * 2**-53 for step in (-2, -1, 0, 1, 2)]).clamp(0, 1 - 2**-53)
-    drawn = tokens_at(logits.expand(len(numbers), -1), numbers)
-    assert not {0, 512, 1024, 1599} & set(drawn.squeeze(1).tolist())
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(1, 200 * BLOCK)
+    logits.view(-1, BLOCK)[:, [0, -1]] = -torch.inf  # at the edges of blocks
+    sums = logits.softmax(-1).unflatten(1, (-1, BLOCK)).sum(-1).double()[0]
+    edges = torch.cat([torch.zeros(1), sums.cumsum(0)]) / sums.sum()  # where a block ends and the next begins
+    numbers = torch.cat([edges + step * 2**-54 for step in range(-8, 9)]).clamp(0, 1 - 2**-53)
+    drawn = torch.cat([tokens_at(logits, number) for number in numbers.split(1)])
+    assert logits[0, drawn.squeeze(1)].isfinite().all()
 
 
 def test_of_logits_that_are_no_numbers_some_token_is_drawn():
