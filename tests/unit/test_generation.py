@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
@@ -223,15 +224,18 @@ def test_a_token_is_drawn_where_the_running_sum_passes_its_number():
         assert len(set(tokens.squeeze(1).tolist())) > 2
 
 
-def test_a_token_that_cannot_be_is_never_drawn():
+@pytest.mark.parametrize("scale", [1, 20])  # peaked: masses that are small beside the sum before them
+def test_a_token_that_cannot_be_is_never_drawn(scale):
     torch.manual_seed(0)
-    logits = 2 * torch.randn(1, 200 * BLOCK)
-    logits.view(-1, BLOCK)[:, [0, -1]] = -torch.inf  # at the edges of blocks
-    sums = logits.softmax(-1).unflatten(1, (-1, BLOCK)).sum(-1).double()[0]
-    edges = torch.cat([torch.zeros(1), sums.cumsum(0)]) / sums.sum()  # where a block ends and the next begins
-    numbers = torch.cat([edges + step * 2**-54 for step in range(-8, 9)]).clamp(0, 1 - 2**-53)
-    drawn = torch.cat([tokens_at(logits, number) for number in numbers.split(1)])
-    assert logits[0, drawn.squeeze(1)].isfinite().all()
+    logits = scale * torch.randn(2000, 3, BLOCK)
+    logits[:, :, [0, -1]] = -torch.inf  # at the edges of blocks
+    logits = logits.flatten(1)
+    sums = logits.softmax(-1).unflatten(1, (-1, BLOCK)).sum(-1).double()
+    edges = F.pad(sums.cumsum(1), (1, 0)) / sums.sum(1, keepdim=True)  # where a block ends and the next begins
+    for edge in edges.unbind(1):
+        for numbers in (torch.nextafter(edge, edge - 1), edge, torch.nextafter(edge, edge + 1)):
+            drawn = tokens_at(logits, numbers.clamp(0, 1 - 2**-53))
+            assert logits.gather(1, drawn).isfinite().all()
 
 
 def test_of_logits_that_are_no_numbers_some_token_is_drawn():
