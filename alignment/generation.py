@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import (
     Cache,
     GenerationConfig,
@@ -26,8 +27,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from alignment.ensemble import AveragedDistributions, Member
 from alignment.errors import InputError
-from alignment.head import contiguous_head
+from alignment.head import head_of_few
 from alignment.progress import Progress
+from alignment.training import is_sharded
 
 SHORTEST_LIMIT = 16  # tokens; no dialogue is so short that its summary needs fewer
 BLOCK = 512  # tokens of the vocabulary that are summed together to draw one
@@ -203,6 +205,10 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
     )
     state = PartialState()
+    sharded = state.num_processes > 1 and is_sharded(model)
+    if sharded and "generate" not in vars(model):  # or FSDP2 gathers the layers' weights, but not the embeddings
+        register_fsdp_forward_method(model, "generate")
+    plain = not (encoder_decoder or others or sharded or decoding.no_repeat_ngram_size or decoding.num_beams != 1)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))  # equal ones side by side
     order += order[-1:] * (-len(order) % state.num_processes)  # with sharded weights all processes generate together
     order = order[state.process_index :: state.num_processes]
@@ -210,9 +216,9 @@ def generate(
     training = model.training
     model.eval()
     shown = description if state.is_main_process else None
-    with ExitStack() as heads, Progress(shown, total=len(order)) as progress, torch.inference_mode():
+    with ExitStack() as heads, Progress(shown, total=len(order)) as progress, torch.no_grad():
         for one in (model, *(other.model for other in others)):
-            heads.enter_context(contiguous_head(one))
+            heads.enter_context(head_of_few(one))
         for start in range(0, len(order), decoding.batch_size):
             rows = order[start : start + decoding.batch_size]
             side = "right" if encoder_decoder else "left"
@@ -232,19 +238,20 @@ def generate(
                 limits = [math.ceil(decoding.max_new_tokens_ratio * len(prompts[i])) for i in rows]
                 most = [min(max_new_tokens, max(SHORTEST_LIMIT, limit)) for limit in limits]
                 processors.append(EndAtLimit(most, end_token_id, before))
-            cache = None
+            numbers = None
             if decoding.do_sample:
                 in_run = [i if places is None else places[i] for i in rows]
                 numbers = noise(decoding.seed, in_run, max_new_tokens).to(model.device)
                 processors.append(Sampling(numbers, decoding, before))
-                if not (encoder_decoder or others or decoding.no_repeat_ngram_size):
-                    cache = read_once(model, batch.input_ids, batch.attention_mask)
+            cache = read_once(model, batch.input_ids, batch.attention_mask) if plain else None
             if cache is not None:
-                choose = sampler(numbers, decoding, end_token_id)
-                last = batch.input_ids[:, -1:]
+                last, choose = batch.input_ids[:, -1:], chooser(decoding, end_token_id, numbers)
                 completions = write(model, last, batch.attention_mask, cache, choose, end_token_id, most)
             else:
-                output = model.generate(**batch, generation_config=config, logits_processor=processors)
+                output = model.generate(
+                    **batch, generation_config=config, logits_processor=processors,
+                    synced_gpus=sharded,  # transformers 5.23 does not see that accelerate has sharded them
+                )  # fmt: skip
                 completions = output[:, before:].tolist()  # B x C
             for i, completion in zip(rows, completions, strict=True):
                 ids = completion[: completion.index(end_token_id)] if end_token_id in completion else completion
@@ -266,13 +273,15 @@ def draw(logits: Tensor, numbers: Tensor, decoding: Decoding) -> Tensor:
     return tokens_at(logits, numbers)
 
 
-def sampler(numbers: Tensor, decoding: Decoding, end_token_id: int) -> Callable[[Tensor, list[int], int], Tensor]:
-    """What `write` chooses tokens by when it samples with this noise (B x C): an end token is never the first."""
+def chooser(
+    decoding: Decoding, end_token_id: int, numbers: Tensor | None
+) -> Callable[[Tensor, list[int], int], Tensor]:
+    """What `write` chooses tokens by: this noise (B x C), or the likeliest. An end token is never the first."""
 
     def choose(logits: Tensor, rows: list[int], length: int) -> Tensor:
         if length == 0:
             logits[:, end_token_id] = -torch.inf
-        return draw(logits, numbers[rows, length], decoding)
+        return logits.argmax(-1, True) if numbers is None else draw(logits, numbers[rows, length], decoding)
 
     return choose
 

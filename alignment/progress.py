@@ -3,6 +3,7 @@
 import gc
 import resource
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -92,7 +93,16 @@ class TrainingProgress(TrainerCallback):
         self._bar = _bar()
         self._bar.start()
         self._task = self._bar.add_task(self.description, total=state.max_steps, completed=state.global_step, note="")
-        self._tokens_before = state.num_input_tokens_seen
+        self._tokens_before, self._seconds = state.num_input_tokens_seen, 0.0
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Starts the clock, which stands still during evaluation."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stops the clock."""
+        if hasattr(self, "_bar"):
+            self._seconds += time.perf_counter() - self._started
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
@@ -107,8 +117,10 @@ class TrainingProgress(TrainerCallback):
         if "loss" not in logs:
             return
         task = self._bar.tasks[self._task]
-        rate = (state.num_input_tokens_seen - self._tokens_before) / task.elapsed if task.elapsed else 0.0
+        rate = (state.num_input_tokens_seen - self._tokens_before) / self._seconds if self._seconds else 0.0
         note = f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s, {peak_memory_gib():.1f} GiB"
+        if control.should_evaluate:
+            note += ", evaluating"
         self._bar.update(self._task, completed=state.global_step, note=note)
         if not console.is_terminal:
             left = task.time_remaining

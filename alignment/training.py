@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -17,6 +18,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
@@ -31,6 +33,11 @@ def return_freed_memory() -> None:
     """
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-3, 2 * 2**20)  # M_MMAP_THRESHOLD, see mallopt(3)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether no process has all of the weights: under FSDP2 or ZeRO-3."""
+    return is_deepspeed_zero3_enabled() or any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 class AdapterCheckpoints(Trainer):

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.errors import InputError
 from alignment.generation import noise, tokens_at, write
-from alignment.head import contiguous_head
+from alignment.head import head_of_few
 from alignment.ppo.prompts import Prompt, join, pad
 from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
 
@@ -78,7 +78,7 @@ def sample(
     """
     numbers = noise(seed, places, max_new_tokens).to(roles.device)
     completions: list[list[int]] = []
-    with contiguous_head(roles.model):
+    with head_of_few(roles.model):
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
             ids, mask = (block.to(roles.device) for block in pad(prompts[rows], 0, "left"))

@@ -38,9 +38,9 @@ def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def launch(config: str, flags: list[str], recipe: str = "sft") -> subprocess.CompletedProcess[str]:
+def launch(config: str, flags: list[str], script: str = "recipes/sft.py") -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
-    return execute([*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), f"recipes/{recipe}.py", *flags])
+    return execute([*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), script, *flags])
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,13 @@ def test_one_process_and_two_learn_the_same(launched: dict[int, Path], phase: st
     assert two == pytest.approx(one, rel=1e-4)
 
 
+def test_weights_that_two_processes_share_write_and_learn_as_whole_ones(tiny_model: Path):
+    result = launch("cpu_two_processes", [str(tiny_model)], "tests/sharded.py")
+    assert result.returncode == 0, result.stderr
+    assert "process 0: 28 gradients agree" in result.stdout
+    assert "process 1: 28 gradients agree" in result.stdout
+
+
 def test_two_processes_resume_within_the_second_epoch(launched: dict[int, Path], sft_flags_for: Flags, tmp_path: Path):
     whole, killed = launched[2] / "phase1", tmp_path / "killed"
     shutil.copytree(whole, killed / "phase1")
@@ -94,7 +101,7 @@ def test_two_processes_resume_within_the_second_epoch(launched: dict[int, Path],
 def test_two_processes_write_and_score_what_one_does(tiny_model: Path, dialogues: Path, tmp_path: Path):
     for config in ("cpu", "cpu_two_processes"):
         flags = f"--model {tiny_model} --dataset_path {dialogues} --max_eval_rows 3 --batch_size 1 --max_new_tokens 8"
-        result = launch(config, [*flags.split(), "--output_dir", str(tmp_path / config)], recipe="evaluate")
+        result = launch(config, [*flags.split(), "--output_dir", str(tmp_path / config)], script="recipes/evaluate.py")
         assert result.returncode == 0, result.stderr
         assert result.stderr.count("Written:") == 1  # two that take themselves for the only one would both say so
         assert sorted(file.name for file in (tmp_path / config).iterdir()) == [
@@ -127,7 +134,7 @@ def rewarded(
             f"--per_device_eval_batch_size {processes} --eval_steps 2 --save_steps 2 --learning_rate 2e-3 "
             "--disable_dropout true"
         )
-        result = launch(config, flags.split(), recipe="reward")
+        result = launch(config, flags.split(), script="recipes/reward.py")
         assert result.returncode == 0, result.stderr
     return {processes: folder / str(processes) for processes in (1, 2)}
 
@@ -172,7 +179,7 @@ def optimised(
             f"--num_generations 2 --per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation} "
             "--num_ppo_epochs 2 --eval_steps 1 --save_steps 1 --learning_rate 2e-3 --kl_target 1"
         )
-        result = launch(config, flags.split(), recipe="ppo")
+        result = launch(config, flags.split(), script="recipes/ppo.py")
         assert result.returncode == 0, result.stderr
     return {processes: folder / str(processes) for processes in (1, 2)}
 
@@ -209,7 +216,7 @@ def sampled_by(launched: dict[int, Path], tiny_model: Path, dialogues: Path, tmp
             "--rollout_batch_size 4 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --save_strategy no "
             "--num_ppo_epochs 1 --eval_steps 2 --max_eval_rows 2 --load_best_model_at_end false"
         )
-        return launch("cpu_two_processes", flags.split(), recipe="ppo")
+        return launch("cpu_two_processes", flags.split(), script="recipes/ppo.py")
 
     return start
 
