@@ -1,5 +1,6 @@
 """alignment/generation.py against greedy decoding written out: one prompt, no padding, no cache."""
 
+import math
 from copy import deepcopy
 
 import pytest
@@ -210,6 +211,22 @@ def test_samples_that_have_ended_leave_the_batch(texts_of, model, tiny_tokenizer
     assert rows == sorted(rows, reverse=True)
     assert rows[0] == 8
     assert len(set(rows)) > 3
+
+
+def test_greedy_summaries_that_have_ended_leave_the_batch(model, tiny_tokenizer):
+    prompts = [tiny_tokenizer("안녕 " * n).input_ids for n in (60, 180, 120)]
+    limits = sorted(math.ceil(len(prompt) / 10) for prompt in prompts)
+    rows: list[int] = []
+    count = model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    with count:
+        generate(
+            model, tiny_tokenizer, prompts, end_token_id=tiny_tokenizer.eos_token_id, max_new_tokens=100,
+            decoding=Decoding(max_new_tokens_ratio=0.1),
+        )  # fmt: skip
+    assert 16 < limits[0] < limits[1] < limits[2]
+    assert rows == [3] + [sum(done < limit for limit in limits) for done in range(limits[-1])]  # read, then write
 
 
 def test_a_token_is_drawn_where_the_running_sum_passes_its_number():
