@@ -7,16 +7,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import product
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeAlias, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor
-from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import (
     Cache,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     PreTrainedModel,
@@ -31,7 +32,13 @@ from alignment.head import head_of_few
 from alignment.progress import Progress
 from alignment.training import is_sharded
 
+Choose: TypeAlias = Callable[[Tensor, list[int], int], Tensor]  # see `write`
 SHORTEST_LIMIT = 16  # tokens; no dialogue is so short that its summary needs fewer
+# What a model's generation_config.json may ask for that only transformers' own loop does.
+OWN_RULES = (
+    "bad_words_ids", "begin_suppress_tokens", "exponential_decay_length_penalty", "forced_bos_token_id",
+    "forced_eos_token_id", "sequence_bias", "suppress_tokens",
+)  # fmt: skip
 BLOCK = 512  # tokens of the vocabulary that are summed together to draw one
 
 
@@ -206,19 +213,19 @@ def generate(
     )
     state = PartialState()
     sharded = state.num_processes > 1 and is_sharded(model)
-    if sharded and "generate" not in vars(model):  # or FSDP2 gathers the layers' weights, but not the embeddings
-        register_fsdp_forward_method(model, "generate")
     plain = not (encoder_decoder or others or sharded or decoding.no_repeat_ngram_size or decoding.num_beams != 1)
+    plain = plain and not any(getattr(model.generation_config, name, None) for name in OWN_RULES)
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model  # not in the trainer's autocast
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))  # equal ones side by side
     order += order[-1:] * (-len(order) % state.num_processes)  # with sharded weights all processes generate together
     order = order[state.process_index :: state.num_processes]
     texts: list[tuple[int, str]] = []
-    training = model.training
-    model.eval()
     shown = description if state.is_main_process else None
-    with ExitStack() as heads, Progress(shown, total=len(order)) as progress, torch.no_grad():
+    with ExitStack() as restored, Progress(shown, total=len(order)) as progress, torch.no_grad():
+        restored.callback(model.train, model.training)
+        model.eval()
         for one in (model, *(other.model for other in others)):
-            heads.enter_context(head_of_few(one))
+            restored.enter_context(head_of_few(one))
         for start in range(0, len(order), decoding.batch_size):
             rows = order[start : start + decoding.batch_size]
             side = "right" if encoder_decoder else "left"
@@ -243,14 +250,15 @@ def generate(
                 in_run = [i if places is None else places[i] for i in rows]
                 numbers = noise(decoding.seed, in_run, max_new_tokens).to(model.device)
                 processors.append(Sampling(numbers, decoding, before))
-            cache = read_once(model, batch.input_ids, batch.attention_mask) if plain else None
+            cache = read_once(inner, batch.input_ids, batch.attention_mask) if plain else None
+            plain = cache is not None  # for what cannot be read so is not tried again
             if cache is not None:
                 last, choose = batch.input_ids[:, -1:], chooser(decoding, end_token_id, numbers)
-                completions = write(model, last, batch.attention_mask, cache, choose, end_token_id, most)
+                completions = write(inner, last, batch.attention_mask, cache, choose, end_token_id, most)
             else:
                 output = model.generate(
                     **batch, generation_config=config, logits_processor=processors,
-                    synced_gpus=sharded,  # transformers 5.23 does not see that accelerate has sharded them
+                    synced_gpus=sharded,  # transformers 5.23 does not see that accelerate's FSDP2 has sharded them
                 )  # fmt: skip
                 completions = output[:, before:].tolist()  # B x C
             for i, completion in zip(rows, completions, strict=True):
@@ -259,7 +267,6 @@ def generate(
                 if on_text:
                     on_text(*texts[-1])
             progress.advance(len(rows))
-    model.train(training)
     if state.num_processes > 1:
         texts = gather_object(texts)
     return [text for _, text in sorted(dict(texts).items())]
@@ -273,9 +280,7 @@ def draw(logits: Tensor, numbers: Tensor, decoding: Decoding) -> Tensor:
     return tokens_at(logits, numbers)
 
 
-def chooser(
-    decoding: Decoding, end_token_id: int, numbers: Tensor | None
-) -> Callable[[Tensor, list[int], int], Tensor]:
+def chooser(decoding: Decoding, end_token_id: int, numbers: Tensor | None) -> Choose:
     """What `write` chooses tokens by: this noise (B x C), or the likeliest. An end token is never the first."""
 
     def choose(logits: Tensor, rows: list[int], length: int) -> Tensor:
@@ -301,10 +306,8 @@ def read_once(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor)
         input_ids=input_ids[first, :-1], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
         use_cache=True, logits_to_keep=1,
     )  # fmt: skip
-    cache = getattr(output, "past_key_values", None)
-    if not isinstance(cache, Cache) or any(
-        type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
-    ):
+    cache: Any = getattr(output, "past_key_values", None)
+    if type(cache) is not DynamicCache or {*map(type, cache.layers)} - {DynamicLayer, DynamicSlidingWindowLayer}:
         return None
     if len(distinct) < len(rows):
         cache.batch_select_indices(torch.tensor([distinct.index(row) for row in rows], device=input_ids.device))
@@ -316,7 +319,7 @@ def write(
     tokens: Tensor,
     mask: Tensor,
     cache: Cache | None,
-    choose: Callable[[Tensor, list[int], int], Tensor],
+    choose: Choose,
     end_token_id: int,
     most: Sequence[int],
 ) -> list[list[int]]:

@@ -47,16 +47,16 @@ class HeadLoss(torch.autograd.Function):
             masses = logits.exp_()
             total = masses.sum(dim=-1, keepdim=True)
             loss += total.log().sum()
-            if hidden_grad is None and weight_grad is None:
+            if hidden_grad is None and weight_grad is None and bias_grad is None:
                 continue
-            logits_grad = masses.scatter_add_(1, index, -total)  # times the total, which the product is divided by
+            logits_grad = masses.div_(total).scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
             if bias_grad is not None:
-                bias_grad += (logits_grad / total).sum(0)
+                bias_grad += logits_grad.sum(0)
             logits_grad = logits_grad.to(hidden.dtype)
             if hidden_grad is not None:
-                hidden_grad[rows] = (logits_grad @ weight.to(hidden.dtype)) / total
+                hidden_grad[rows] = logits_grad @ weight.to(hidden.dtype)
             if weight_grad is not None:
-                weight_grad += logits_grad.T @ (hidden[rows] / total).to(hidden.dtype)
+                weight_grad += logits_grad.T @ hidden[rows]
         ctx.grads = hidden_grad, weight_grad, bias_grad
         ctx.weight_dtype = weight.dtype
         return loss

@@ -93,7 +93,7 @@ class TrainingProgress(TrainerCallback):
         self._bar = _bar()
         self._bar.start()
         self._task = self._bar.add_task(self.description, total=state.max_steps, completed=state.global_step, note="")
-        self._tokens_before, self._seconds = state.num_input_tokens_seen, 0.0
+        self._tokens_before, self._seconds, self._note = state.num_input_tokens_seen, 0.0, ""
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Starts the clock, which stands still during evaluation."""
@@ -114,13 +114,13 @@ class TrainingProgress(TrainerCallback):
         if held_out:
             figures = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
             self._bar.console.print(f"{self.description} step {state.global_step}: held-out {figures}")
+            self._bar.update(self._task, note=self._note)
         if "loss" not in logs:
             return
         task = self._bar.tasks[self._task]
         rate = (state.num_input_tokens_seen - self._tokens_before) / self._seconds if self._seconds else 0.0
-        note = f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s, {peak_memory_gib():.1f} GiB"
-        if control.should_evaluate:
-            note += ", evaluating"
+        self._note = f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s, {peak_memory_gib():.1f} GiB"
+        note = self._note + (", evaluating" if control.should_evaluate else "")
         self._bar.update(self._task, completed=state.global_step, note=note)
         if not console.is_terminal:
             left = task.time_remaining

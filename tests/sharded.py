@@ -8,7 +8,7 @@ from copy import deepcopy
 
 import torch
 from accelerate import PartialState
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from alignment.arguments import ModelArguments
 from alignment.generation import Decoding, generate
@@ -27,6 +27,7 @@ sharded = deepcopy(whole)
 for layer in sharded.get_base_model().model.layers:
     fully_shard(layer)
 fully_shard(sharded)
+register_fsdp_forward_method(sharded, "generate")  # as the trainer does
 
 prompts = [tokenizer("안녕 " * n).input_ids for n in (4, 60, 120, 180)]
 for do_sample in (False, True):  # the longer the prompt the longer the text, so one process has more tokens to write

@@ -6,6 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
@@ -227,6 +228,45 @@ def test_greedy_summaries_that_have_ended_leave_the_batch(model, tiny_tokenizer)
         )  # fmt: skip
     assert 16 < limits[0] < limits[1] < limits[2]
     assert rows == [3] + [sum(done < limit for limit in limits) for done in range(limits[-1])]  # read, then write
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_what_a_model_forbids_in_its_generation_config_is_not_written(texts_of, model, tiny_tokenizer, do_sample):
+    (allowed,) = tiny_tokenizer(" 네").input_ids[-1:]
+    model.generation_config.suppress_tokens = sorted(set(range(len(tiny_tokenizer))) - {allowed})
+    try:
+        texts = texts_of(do_sample=do_sample)
+    finally:
+        model.generation_config.suppress_tokens = None
+    assert texts == [tiny_tokenizer.decode([allowed] * 6).strip()] * len(texts)
+
+
+def test_adapters_write_past_the_trainers_autocast(model, tiny_tokenizer, prompts, texts_of):
+    adapted = get_peft_model(deepcopy(model), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted.forward = torch.autocast("cpu", torch.bfloat16)(adapted.forward)  # as accelerate wraps it
+    types = set()
+    watch = (
+        adapted.get_base_model().model.layers[0].mlp.register_forward_hook(lambda _, args, out: types.add(out.dtype))
+    )
+    with watch:
+        assert texts_of(by=adapted) == texts_of()  # a new adapter changes nothing
+    assert types == {torch.float32}
+
+
+def test_a_model_that_cannot_be_read_once_is_not_read_so_again(prompts, tiny_tokenizer):
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=len(tiny_tokenizer), hidden_size=16, state_size=4, num_hidden_layers=2)
+    model, widths = MambaForCausalLM(config).eval(), []
+    watch = model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    with watch:
+        generate(
+            model, tiny_tokenizer, prompts, end_token_id=tiny_tokenizer.eos_token_id, max_new_tokens=1,
+            decoding=Decoding(batch_size=4),
+        )  # fmt: skip
+    first, second = (max(len(prompt) for prompt in sorted(prompts, key=len)[start : start + 4]) for start in (0, 4))
+    assert widths == [first - 1, first, second]
 
 
 def test_a_token_is_drawn_where_the_running_sum_passes_its_number():

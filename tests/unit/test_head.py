@@ -115,3 +115,24 @@ def test_generating_takes_the_head_at_a_strided_slice_and_gives_it_back(kind: ty
     with head_of_few(model):
         torch.testing.assert_close(model.head(whole[:, -1:]), expected)
     assert torch.equal(model.head(whole[:, -1:].contiguous()), expected)
+
+
+def test_a_head_that_learns_nothing_but_its_bias_gets_the_gradient_of_it():
+    layer = nn.Linear(4, 6)
+    layer.weight.requires_grad_(False)
+    hidden, targets = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 5])
+    losses = (
+        HeadLoss.apply(hidden, layer.weight, layer.bias, targets),
+        F.cross_entropy(layer(hidden), targets, reduction="sum"),
+    )
+    torch.testing.assert_close(*(torch.autograd.grad(loss, layer.bias)[0] for loss in losses))
+
+
+def test_float16_holds_the_gradient_of_a_large_vocabulary():
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 100_000, bias=False).requires_grad_(False)
+    hidden = torch.zeros(2, 4, requires_grad=True)  # no token is likelier than another
+    with torch.autocast("cpu", torch.float16):
+        loss = HeadLoss.apply(hidden, layer.weight, None, torch.tensor([7, 99_999]))
+    expected = F.cross_entropy(layer(hidden), torch.tensor([7, 99_999]), reduction="sum")
+    torch.testing.assert_close(*(torch.autograd.grad(one, hidden)[0] for one in (loss, expected)), rtol=1e-2, atol=1e-2)
