@@ -193,6 +193,16 @@ def save_reward_adapter(model: nn.Module, folder: Path) -> None:
     save_file({"weight": torch.zeros(1, model.config.hidden_size)}, folder / HEAD)
 
 
+def adam_with_moments(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW as it is after its first step, which makes the moments."""
+    optimizer = torch.optim.AdamW(parameters, foreach=False)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
+
+
 def estimate(config: PreTrainedConfig, task: str, device: str = "meta") -> float:
     """Peak memory (GiB) of a task; on the meta device without doing it."""
     meta_config.meta_nonzero_assume_all_nonzero = True  # no completion ends early
@@ -206,23 +216,20 @@ def estimate(config: PreTrainedConfig, task: str, device: str = "meta") -> float
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
-            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
+            optimizer = adam_with_moments([p for p in model.parameters() if p.requires_grad])
             ids = torch.ones(SFT_BATCH, SFT_TOKENS, dtype=torch.long, device=device)
             labels = torch.full_like(ids, -100)
             labels[:, -SUMMARY_TOKENS:] = 1
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
             memory.peak = memory.live
-            for _ in range(2):  # Adam's moments come with the first step
-                sft_step(model, optimizer, batch)
+            sft_step(model, optimizer, batch)
         else:
             save_reward_adapter(model, Path(folder))
             with torch.device(device):  # PEFT would leave the adapters of a model without content on the host
                 roles = Roles(model, RewardStart(Path(folder)))
-            optimizer = torch.optim.AdamW(roles.trained(), foreach=False)
+            optimizer = adam_with_moments(roles.trained())
             memory.peak = memory.live
-            for _ in range(2):
-                ppo_update(roles, optimizer)
-                optimizer.zero_grad()
+            ppo_update(roles, optimizer)
     return memory.peak / GIB
 
 

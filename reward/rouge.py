@@ -28,6 +28,7 @@ from reward.morphemes import kiwi_version, morphemes
 
 PROFILES = ("aistages", "nikl", "strict", "english")
 
+BLOCK = 2**16  # rows drawn at a time: 10,000 resamples of 12,000 rows at once would be 1 GB
 NOT_NIKL = re.compile(r"[^A-Za-z0-9가-힣]")
 
 Tokenize = Callable[[str], list[str]]
@@ -132,9 +133,11 @@ def _resampled_means(table: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """The mean of each column over resampled rows: samples x columns."""
     rng, rows = np.random.default_rng(seed), len(table)
     means = np.empty((samples, table.shape[1]))
-    for sample in range(samples):  # one at a time: a samples x rows block would be 1 GB for 12,000 rows
-        counts = np.bincount(rng.integers(0, rows, rows), minlength=rows)
-        means[sample] = counts @ table / rows
+    for start in range(0, samples, step := max(1, BLOCK // rows)):
+        drawn = rng.integers(0, rows, (min(step, samples - start), rows))
+        places = drawn + rows * np.arange(len(drawn))[:, None]  # of each resample behind those of the one before
+        counts = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        means[start : start + len(drawn)] = counts @ table / rows
     return means
 
 

@@ -190,7 +190,8 @@ def test_faulty_yaml(line, telling, short_flags, tmp_path):
         (["--phases", "2"], ["phase1 holds no finished result", "--phases 1,2"]),
         (["--prompt_form", "chatml"], ["--prompt_form chatml: expected one of instruction, chat, template"]),
         (["--prompt_form", "template"], ["no chat template; use instruction or chat"]),
-        (["--max_train_rows", "0"], ["max_rows is 0; expected a positive number"]),
+        (["--max_train_rows", "0"], ["--max_train_rows 0: expected 1 or more"]),
+        (["--max_eval_rows", "-1"], ["--max_eval_rows -1: expected 1 or more"]),
         (["--bad_rows", "drop"], ["bad_rows is 'drop'; expected error or skip"]),
     ],
     ids=lambda value: "-".join(value).strip("-") if value[0].startswith("--") and len(value) < 3 else "",
@@ -293,14 +294,19 @@ def test_a_model_and_predictions_at_once(evaluate_flags, tmp_path):
     )
 
 
+@pytest.mark.parametrize("option", ["num_beams", "batch_size"])
+def test_predictions_and_options_of_decoding_at_once(option, evaluate_flags, tmp_path):
+    flags = evaluate_flags(model=None, predictions="predictions.csv", **{option: 4})
+    refused(evaluate.main, flags, tmp_path, "--predictions: nothing to combine or decode. Leave out")
+
+
 # --- the real command -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [sft, evaluate])
-def test_the_command_ends_with_one_message_and_exit_code_2(recipe, data, short_flags, evaluate_flags):
-    flags = short_flags if recipe is sft else evaluate_flags
+def test_the_command_ends_with_one_message_and_exit_code_2(data, evaluate_flags):
     path = data(json_lines(GOOD, OTHER, GOOD))
-    done = subprocess.run([sys.executable, recipe.__file__, *flags(dataset_path=path)], capture_output=True, text=True)
+    flags = evaluate_flags(dataset_path=path)
+    done = subprocess.run([sys.executable, evaluate.__file__, *flags], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"error: {path}: 1 bad of 3 rows")

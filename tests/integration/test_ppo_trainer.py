@@ -1,10 +1,8 @@
 """PPOTrainer as a notebook uses it, on a model of two layers and a vocabulary of 16 letters."""
 
 import json
-import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from recipe_runs import forked
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
@@ -576,12 +575,7 @@ def _find(name: str) -> Any:
 
 
 def in_its_own_process(folder: Path, moment: str | None) -> int:
-    if str(here := Path(__file__).parent) not in sys.path:  # a recipe, imported by another test, took its place
-        sys.path.append(str(here))
-    context = multiprocessing.get_context("forkserver")  # which imports everything once
-    context.set_forkserver_preload(["alignment.ppo", "datasets", "transformers", "trl", "torch"])
-    process = context.Process(target=run_and_die, args=(str(folder), moment))
-    process.start()
+    process = forked(run_and_die, str(folder), moment)
     process.join(120)
     return process.exitcode
 

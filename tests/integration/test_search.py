@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import weakref
@@ -17,6 +15,7 @@ import optuna
 import pytest
 import yaml
 from optuna.trial import FrozenTrial, TrialState
+from recipe_runs import start, start_and_kill
 from transformers import Trainer
 
 from alignment import models, study
@@ -253,7 +252,7 @@ def test_a_loss_that_is_no_number_prunes_its_trial_alone(search_flags_for: Flags
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--prompt_forms chat haiku", r"--prompt_form haiku: expected one of instruction, chat, template"),
+        ("--prompt_forms chat haiku", r"prompt form haiku: expected one of instruction, chat, template"),
         ("--prompt_forms template", r"--prompt_form template: this model has no chat template"),
         ("--trials 0", r"--trials 0: expected 1 or more"),
         ("--rouge_profile bleu", r"--rouge_profile bleu: expected one of"),
@@ -282,40 +281,22 @@ def test_a_lack_of_optuna_is_told(search_flags_for: Flags, tmp_path: Path):
 # Killed, stopped, shared
 
 
-def start(flags: list[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "recipes/search.py", *flags]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                            text=True)  # fmt: skip
-
-
-def read_until(process: subprocess.Popen[str], when: str) -> str:
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if when in line:
-            return "".join(lines)
-    raise AssertionError("".join(lines))
-
-
 def test_killed_then_shared_by_two_the_study_has_as_many_trials_as_asked_for(search_flags_for: Flags, tmp_path: Path):
     folder = tmp_path / "out"
     changes = {"trials": 6, "objective": "eval_loss", "num_train_epochs_range": "2", "rouge_eval_rows": 1}
     flags = search_flags_for(folder, **ONE | changes)
-    process = start(flags)
-    read_until(process, "Trial 1 step 3/")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    start_and_kill("search", flags, when="Trial 1 step 3/")
     killed = trials(folder)
     assert [trial.state for trial in killed] == [TrialState.COMPLETE, TrialState.RUNNING]
     assert (
         yaml.safe_load((folder / "best.yaml").read_text("utf-8"))["learning_rate"] == killed[0].params["learning_rate"]
     )
 
-    processes = [start(flags), start(flags)]
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    shared = [start("search", flags), start("search", flags)]
+    said = [said.read() for _, said in shared]
+    for process, _ in shared:
+        process.join()
+    assert [process.exitcode for process, _ in shared] == [0, 0], said
     done = trials(folder)
     counted = [trial for trial in done if trial.state in study.FINISHED]
     assert len(counted) == len(rows(folder)) == 6

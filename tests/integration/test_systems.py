@@ -60,17 +60,23 @@ def reward_model(tmp_path_factory, trained, tiny_model) -> Path:
     return folder
 
 
-@pytest.fixture
-def score(tmp_path, dialogues, trained) -> Callable[..., Path]:
-    """Runs the recipe on both models with these flags, into a fresh folder if not told otherwise; its output folder."""
+@pytest.fixture(scope="module")
+def score_into(dialogues, trained) -> Callable[..., Path]:
+    """Runs the recipe on both models with these flags; its output folder."""
 
-    def run(output_dir: Path = tmp_path / "out", model: list[Path] = trained, **flags: object) -> Path:
+    def run(output_dir: Path, model: list[Path] = trained, **flags: object) -> Path:
         flags = {"output_dir": output_dir, "dataset_path": dialogues, "profiles": "strict"} | flags
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", *_several(value))]
         evaluate.main([*words, "--model", *map(str, model)])
-        return Path(output_dir)
+        return output_dir
 
     return run
+
+
+@pytest.fixture
+def score(score_into, tmp_path) -> Callable[..., Path]:
+    """`score_into` a fresh folder, if not told otherwise."""
+    return lambda output_dir=tmp_path / "out", **flags: score_into(output_dir, **flags)
 
 
 def _several(value: object) -> list[object]:
@@ -227,24 +233,30 @@ def test_post_processing_mends_what_is_written_and_its_effect_is_told(tmp_path, 
 # --- from runs to the best system in use ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def compared(score, trained, tmp_path, dialogues) -> Callable[..., Path]:
-    """Two runs, compared with these flags into a folder."""
-    runs = [
-        score(tmp_path / "average", combine="lora_average", num_beams=2),
-        score(tmp_path / "short", model=trained[1:], max_new_tokens=1),
+@pytest.fixture(scope="module")
+def two_runs(score_into, trained, tmp_path_factory) -> list[Path]:
+    """Of which the first is the better."""
+    folder = tmp_path_factory.mktemp("two_runs")
+    return [
+        score_into(folder / "average", combine="lora_average", num_beams=2),
+        score_into(folder / "short", model=trained[1:], max_new_tokens=1),
     ]
+
+
+@pytest.fixture
+def compared(two_runs, tmp_path) -> Callable[..., Path]:
+    """Two runs, compared with these flags into a folder."""
 
     def run(**flags: object) -> Path:
         flags = {"output_dir": tmp_path / "report", "profiles": "strict"} | flags
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", *_several(value))]
-        evaluate.main(["--compare", *map(str, runs), *words])
+        evaluate.main(["--compare", *map(str, two_runs), *words])
         return tmp_path / "report"
 
     return run
 
 
-def test_the_best_system_works_alone_and_writes_what_was_scored(compared, dialogues, trained, tmp_path):
+def test_the_best_system_works_alone_and_writes_what_was_scored(compared, two_runs, dialogues, tmp_path):
     test = tmp_path / "test.jsonl"
     rows = [{"id": record.id, "dialogue": record.dialogue} for record in data.load_records(dialogues, split="eval")[0]]
     test.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
@@ -257,7 +269,7 @@ def test_the_best_system_works_alone_and_writes_what_was_scored(compared, dialog
     system = System.load(str(best))
     assert all(Path(one).is_relative_to(best) for one in system.models)
     assert (system.how.combine, system.decoding.num_beams) == ("lora_average", 2)
-    expected = predictions_in(tmp_path / "average")
+    expected = predictions_in(two_runs[0])
     summarize.main(["--model", str(best), "--input", str(test), "--output", str(tmp_path / "out.csv")])
     assert predictions_in(tmp_path, "out.csv") == expected
     assert predictions_in(folder, "submission.csv") == expected
@@ -294,7 +306,7 @@ def test_a_chosen_system_keeps_its_own_decoding(compared, dialogues, tmp_path):
         summarize.main(["--model", str(best), "--input", str(dialogues), "--output", str(tmp_path / "o.csv")])
 
 
-@pytest.mark.parametrize("flags", [{"num_beams": 2}, {"combine": "mbr"}])
+@pytest.mark.parametrize("flags", [{"num_beams": 2}, {"combine": "mbr"}, {"grid": "num_beams=1,4"}, {"name": "mine"}])
 def test_a_comparison_takes_no_decoding(compared, flags, tmp_path):
     with pytest.raises(InputError, match=r"--compare: reads what was written. Leave out the options of systems"):
         compared(**flags)

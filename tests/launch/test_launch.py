@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from recipe_runs import curve, manifest
+from recipe_runs import curve, manifest, start
 from safetensors.torch import load_file
 from vllm_server import Server
 
@@ -41,6 +41,25 @@ def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
 def launch(config: str, flags: list[str], script: str = "recipes/sft.py") -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
     return execute([*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), script, *flags])
+
+
+def alone(recipe: str, flags: list[str]) -> str:
+    """What a recipe says that runs in one process, without the launcher."""
+    process, said = start(recipe, flags, ACCELERATE_USE_CPU="true")
+    text = said.read()
+    process.join()
+    assert process.exitcode == 0, text
+    return text
+
+
+def by_two(recipe: str, flags: list[str]) -> str:
+    """What a recipe says that is launched on two processes."""
+    result = launch("cpu_two_processes", flags, f"recipes/{recipe}.py")
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+ALONE_AND_TOGETHER = {1: alone, 2: by_two}
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +118,14 @@ def test_two_processes_resume_within_the_second_epoch(launched: dict[int, Path],
 
 
 def test_two_processes_write_and_score_what_one_does(tiny_model: Path, dialogues: Path, tmp_path: Path):
-    for config in ("cpu", "cpu_two_processes"):
+    for name, run in ALONE_AND_TOGETHER.items():
         flags = f"--model {tiny_model} --dataset_path {dialogues} --max_eval_rows 3 --batch_size 1 --max_new_tokens 8"
-        result = launch(config, [*flags.split(), "--output_dir", str(tmp_path / config)], script="recipes/evaluate.py")
-        assert result.returncode == 0, result.stderr
-        assert result.stderr.count("Written:") == 1  # two that take themselves for the only one would both say so
-        assert sorted(file.name for file in (tmp_path / config).iterdir()) == [
+        said = run("evaluate", [*flags.split(), "--output_dir", str(tmp_path / str(name))])
+        assert said.count("Written:") == 1  # two that take themselves for the only one would both say so
+        assert sorted(file.name for file in (tmp_path / str(name)).iterdir()) == [
             "dialogues.jsonl", "predictions.csv", "results.json",
         ]  # fmt: skip
-    one, two = (tmp_path / config / "predictions.csv" for config in ("cpu", "cpu_two_processes"))
+    one, two = (tmp_path / str(name) / "predictions.csv" for name in ALONE_AND_TOGETHER)
     assert len(one.read_text("utf-8").splitlines()) == 4
     assert two.read_bytes() == one.read_bytes()
 
@@ -122,7 +140,7 @@ def rewarded(
     differ on purpose.
     """
     folder = tmp_path_factory.mktemp("rewarded")
-    for processes, config, accumulation in ((2, "cpu_two_processes", 1), (1, "cpu", 2)):
+    for processes, accumulation in ((2, 1), (1, 2)):
         if processes == 1:
             (folder / "1" / "data").mkdir(parents=True)
             for path in (folder / "2" / "data").glob("*.samples.*"):
@@ -134,8 +152,7 @@ def rewarded(
             f"--per_device_eval_batch_size {processes} --eval_steps 2 --save_steps 2 --learning_rate 2e-3 "
             "--disable_dropout true"
         )
-        result = launch(config, flags.split(), script="recipes/reward.py")
-        assert result.returncode == 0, result.stderr
+        ALONE_AND_TOGETHER[processes]("reward", flags.split())
     return {processes: folder / str(processes) for processes in (1, 2)}
 
 
@@ -171,7 +188,7 @@ def optimised(
 ) -> dict[int, Path]:
     """Phase 3 by one process and by two, of equal global batch, by the number of processes."""
     folder = tmp_path_factory.mktemp("optimised")
-    for processes, config, accumulation in ((1, "cpu", 2), (2, "cpu_two_processes", 1)):
+    for processes, accumulation in ((1, 2), (2, 1)):
         flags = (
             f"--model_name_or_path {tiny_model} --sft_model {launched[1]}/phase2 --reward_model {rewarded[1]} "
             f"--allow_unfit true --scorers reward_model rouge --dataset_path {dialogues} "
@@ -179,8 +196,7 @@ def optimised(
             f"--num_generations 2 --per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation} "
             "--num_ppo_epochs 2 --eval_steps 1 --save_steps 1 --learning_rate 2e-3 --kl_target 1"
         )
-        result = launch(config, flags.split(), script="recipes/ppo.py")
-        assert result.returncode == 0, result.stderr
+        ALONE_AND_TOGETHER[processes]("ppo", flags.split())
     return {processes: folder / str(processes) for processes in (1, 2)}
 
 

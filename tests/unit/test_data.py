@@ -263,7 +263,7 @@ def test_no_rows(write, content):
 @pytest.mark.parametrize("content", ["fname,name,text\na,b,c\n", [{"fname": "a", "name": "b", "text": "c"}]])
 def test_missing_column_names_it_those_present_and_the_cure(write, content):
     fault = fault_of(write(content), bad_rows="skip")
-    assert "no column or key dialogue; there are fname, name, text; say with columns" in fault
+    assert "no column or key dialogue; there are fname, name, text; say which of these" in fault
 
 
 @pytest.mark.parametrize("content", ['dialogue\n네.\n" "\n안녕.\n', [{"dialogue": t} for t in ("네.", " ", "안녕.")]])
@@ -285,7 +285,7 @@ def test_a_mapped_id_column_that_is_missing_is_not_made_up(write):
 
 def test_rows_are_not_numbered_where_a_column_of_another_name_may_hold_their_ids(write):
     fault = fault_of(write([{"ID": "a", "dialogue": "네."}]))
-    assert "no column or key fname or id; there are ID, dialogue; say with columns" in fault
+    assert "no column or key fname or id; there are ID, dialogue; say which of these" in fault
 
 
 def test_an_id_missing_from_one_row_only_is_a_fault(write):

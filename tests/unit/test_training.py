@@ -1,32 +1,35 @@
 """alignment/training.py: what training does to its process."""
 
 import ctypes
-import subprocess
-import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
+import torch
+from recipe_runs import FORKED, forked
 
-# Blocks of 8 MiB, twice: the first teach glibc to keep such blocks, and a small one above holds the second fast.
-KEPT_MIB = """
-import sys, torch
 from alignment.training import return_freed_memory
 
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 
-if sys.argv[1] == "returned":
-    return_freed_memory()
-before = resident()
-for _ in range(2):
-    blocks = [torch.ones(2**21) for _ in range(32)]
-    above = [torch.ones(2**14) for _ in range(8)]
-    del blocks
-print(resident() - before)
-"""
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * 4096 / 2**20
+
+
+def keep_mib(how: str, kept: Connection) -> None:
+    if how == "returned":
+        return_freed_memory()
+    before = resident_mib()
+    for _ in range(2):  # the first blocks teach glibc to keep such ones, and a small one above holds the second fast
+        blocks = [torch.ones(2**21) for _ in range(32)]
+        above = [torch.ones(2**14) for _ in range(8)]
+        del blocks
+    kept.send(resident_mib() - before)
+    del above
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 @pytest.mark.parametrize(("how", "low", "high"), [("kept", 150, 600), ("returned", -50, 50)])
 def test_freed_memory_is_returned_which_glibc_alone_keeps(how: str, low: float, high: float):
-    done = subprocess.run([sys.executable, "-c", KEPT_MIB, how], capture_output=True, text=True, check=True)
-    assert low < float(done.stdout) < high
+    kept, sending = FORKED.Pipe(duplex=False)
+    forked(keep_mib, how, sending).join()
+    assert low < kept.recv() < high
