@@ -75,6 +75,12 @@ class DataArguments(RowArguments):
     max_train_rows: int | None = field(default=None, metadata={"help": "Use only the first rows for training."})
     max_eval_rows: int | None = field(default=None, metadata={"help": "Use only the first rows for evaluation."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, most in (("max_train_rows", self.max_train_rows), ("max_eval_rows", self.max_eval_rows)):
+            if most is not None and most < 1:
+                raise InputError(f"--{name} {most}: expected 1 or more, or leave it out for all rows.")
+
 
 @dataclass
 class PromptArguments:

@@ -297,7 +297,7 @@ def _find_rows(
         known.add(keys["id"][0])
     if missing := [" or ".join(names) for field, names in keys.items() if field in needed and known.isdisjoint(names)]:
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
-        cure = "say with columns which of these holds which field, for example columns: {dialogue: text}"
+        cure = """say which of these holds which field, for example --columns '{"dialogue": "text"}'"""
         raise InputError(f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {cure}")
     return source, rows
 

@@ -65,7 +65,7 @@ def render(dialogue: str, instruction: str, form: str, tokenizer: PreTrainedToke
         return f"<|system|>\n{system}\n<|user|>\n{instruction}\n\n{dialogue}\n<|assistant|>\n"
     if form == "template":
         return _apply_template(tokenizer, [{"role": "user", "content": f"{system} {instruction}\n\n{dialogue}"}])
-    raise InputError(f"--prompt_form {form}: expected one of {', '.join(FORMS)}.")
+    raise InputError(f"prompt form {form}: expected one of {', '.join(FORMS)}.")
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:

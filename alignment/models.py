@@ -58,13 +58,11 @@ def resolve(name_or_path: str) -> str:
     if path.exists() or not looks_like_path:
         if path.exists() and not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
             raise InputError(
-                f"--model_name_or_path {name_or_path}: no config.json or adapter_config.json in it. "
+                f"{name_or_path}: no config.json or adapter_config.json in it. "
                 "Expected a model folder, such as runs/sft/phase2."
             )
         return name_or_path
-    raise InputError(
-        f"--model_name_or_path {name_or_path}: no such folder. Expected a folder or a Hub name `owner/name`."
-    )
+    raise InputError(f"{name_or_path}: no such folder. Expected a folder or a Hub name `owner/name`.")
 
 
 def native_dtype() -> torch.dtype:

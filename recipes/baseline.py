@@ -2,7 +2,7 @@
 
     accelerate launch recipes/baseline.py
     accelerate launch recipes/baseline.py --config recipes/configs/pko-t5.yaml --dataset_path my_dialogues.csv
-    accelerate launch recipes/evaluate.py --model runs/baseline runs/sft/phase2 --dataset_path dev.csv
+    accelerate launch recipes/evaluate.py --model runs/kobart runs/pko-t5 runs/sft/phase2 --dataset_path dev.csv
 
 Trains every weight. Without arguments it takes KoBART and the embedded dialogues. OUTPUT_DIR is the model's folder, and
 it summarises with the decoding that it was trained for: four beams, no two words twice.

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--model, --predictions and --compare: give one of them.")
     if (args.select and not args.compare) or (args.submission and not args.select):
         raise InputError("--select needs --compare, and --submission needs --select.")
-    if args.compare and (how, decoding) != (SystemArguments(), Decoding()):
+    if args.compare and ((how, decoding) != (SystemArguments(), Decoding()) or args.grid or args.name):
         raise InputError("--compare: reads what was written. Leave out the options of systems and decoding.")
     for flag, names in (("--profiles", args.profiles or []), ("--select", [args.select] if args.select else [])):
         if unknown := [name for name in names if name not in PROFILES]:
@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     systems: dict[str, System | None] = {Path(args.predictions or "").stem: None}
-    if args.predictions and (how.combine or args.grid):
-        raise InputError("--predictions: there is nothing to combine or to decode. Leave out --combine and --grid.")
+    if args.predictions and (how.combine or args.grid or decoding != Decoding()):
+        raise InputError("--predictions: nothing to combine or decode. Leave out --combine and options of decoding.")
     if "/" in (args.name or ""):
         raise InputError(f"--name {args.name}: becomes part of a file's name; leave out the slash.")
     if not args.predictions:

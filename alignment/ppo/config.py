@@ -14,8 +14,7 @@ from alignment.ppo.math import KL_ESTIMATORS
 class PPOConfig(TrainerArguments, TrainingArguments):
     """Settings of `PPOTrainer`; `logging_steps`, `eval_steps` and `save_steps` count PPO updates, below 1 a share.
 
-    Names and defaults are those of trl 1.12's `PPOConfig` where it has them, and of Huang et al. 2024
-    (arXiv 2403.17031).
+    Names are those of trl 1.12's `PPOConfig` where it has them. Source: Huang et al. 2024 (arXiv 2403.17031).
     """
 
     output_dir: str | None = field(default="runs/ppo", metadata={"help": "Where phase3/ and the report are written."})
