@@ -24,6 +24,16 @@ from transformers import (
 DIALOGUES = Path(__file__).parents[1] / "alignment" / "dialogues" / "ko"
 
 
+SLOWEST = (
+    "test_launch", "test_ppo_trainer", "test_search", "test_reward", "test_memory_benchmark", "test_ppo", "test_sft",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
+
+
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
     """One core, and so one thread, here and in the processes started from here, which must agree to the bit."""

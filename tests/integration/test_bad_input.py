@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recipe_runs import start
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from alignment import run
@@ -305,10 +304,10 @@ def test_predictions_and_options_of_decoding_at_once(option, evaluate_flags, tmp
 
 def test_the_command_ends_with_one_message_and_exit_code_2(data, evaluate_flags):
     path = data(json_lines(GOOD, OTHER, GOOD))
-    flags = evaluate_flags(dataset_path=path)
-    done = subprocess.run([sys.executable, evaluate.__file__, *flags], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"error: {path}: 1 bad of 3 rows")
-    assert done.stderr.count("duplicate id 'a'") == 1
-    assert "Traceback" not in done.stderr
+    process, said = start("evaluate", evaluate_flags(dataset_path=path))
+    text = said.read()
+    process.join()
+    assert process.exitcode == 2
+    assert text.startswith(f"error: {path}: 1 bad of 3 rows")
+    assert text.count("duplicate id 'a'") == 1
+    assert "Traceback" not in text
