@@ -298,6 +298,7 @@ def _find_rows(
     if missing := [" or ".join(names) for field, names in keys.items() if field in needed and known.isdisjoint(names)]:
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
         cure = """say which of these holds which field, for example --columns '{"dialogue": "text"}'"""
+        cure = cure if "dialogue" in keys else "rename the ones that are meant"
         raise InputError(f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {cure}")
     return source, rows
 

@@ -61,10 +61,10 @@ def launch(main: Callable[[], None]) -> None:
     except torch.OutOfMemoryError as error:
         _tell(
             f"error: out of memory: {error}. When generating, lower --batch_size (reward.py: --sample_batch_size, "
-            "ppo.py: --generation_batch_size). When training, go on with --resume_from_checkpoint true and "
-            "--gradient_checkpointing true (ppo.py: and --reread_prompts true) or a lower "
-            "--per_device_eval_batch_size; or start anew with a lower --per_device_train_batch_size and more "
-            "--gradient_accumulation_steps, --load_in_4bit true (but for baseline.py), or a lower --max_length."
+            "ppo.py: --generation_batch_size). When training, go on with --resume_from_checkpoint true and a lower "
+            "--per_device_eval_batch_size or, but for ppo.py, --gradient_checkpointing true; or start anew with a "
+            "lower --per_device_train_batch_size and more --gradient_accumulation_steps, --load_in_4bit true (but for "
+            "baseline.py), a lower --max_length, or for ppo.py --gradient_checkpointing true --reread_prompts true."
         )
         code, together = 2, False
     except Exception as error:

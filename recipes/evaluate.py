@@ -66,23 +66,23 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--model, --predictions and --compare: give one of them.")
     if (args.select and not args.compare) or (args.submission and not args.select):
         raise InputError("--select needs --compare, and --submission needs --select.")
-    if args.compare and ((how, decoding) != (SystemArguments(), Decoding()) or args.grid or args.name):
-        raise InputError("--compare: reads what was written. Leave out the options of systems and decoding.")
+    usual = (decoding, prompt_args) == (Decoding(), PromptArguments()) and not args.grid
+    if args.compare and (how != SystemArguments() or not usual or args.name):
+        raise InputError("--compare: reads what was written. Leave out systems, prompts and decoding.")
     for flag, names in (("--profiles", args.profiles or []), ("--select", [args.select] if args.select else [])):
         if unknown := [name for name in names if name not in PROFILES]:
             raise InputError(f"{flag} {unknown[0]}: expected some of {', '.join(PROFILES)}.")
     output = Path(args.output_dir)
     if args.compare:
         goes_on = any(output.glob("submission.*journal"))  # killed as it wrote the submission
-        run.refuse_existing(
-            [output / name for name in ("report.html", "best", "submission.csv")], args.overwrite_output_dir or goes_on
-        )
-        compare(args, output)
+        files = [output / name for name in ("report.html", "best", "submission.csv")]
+        run.refuse_existing(files, args.overwrite_output_dir or goes_on)
+        compare(args, data_args, output)
         return
 
     systems: dict[str, System | None] = {Path(args.predictions or "").stem: None}
-    if args.predictions and (how.combine or args.grid or decoding != Decoding()):
-        raise InputError("--predictions: nothing to combine or decode. Leave out --combine and options of decoding.")
+    if args.predictions and (how.combine or not usual):
+        raise InputError("--predictions: nothing to write. Leave out --combine, prompts and decoding.")
     if "/" in (args.name or ""):
         raise InputError(f"--name {args.name}: becomes part of a file's name; leave out the slash.")
     if not args.predictions:
@@ -108,12 +108,12 @@ def main(argv: list[str] | None = None) -> None:
     run.say(f"Written: {output}/results.json")
 
 
-def compare(args: EvaluateArguments, output: Path) -> None:
+def compare(args: EvaluateArguments, data_args: DataArguments, output: Path) -> None:
     """Writes the page of several runs, and where it is asked for the best of their systems, and its submission."""
     records, entries = read_runs([Path(folder) for folder in args.compare or []])
     profiles = args.profiles or usual_profiles(records)
     profiles += [args.select] if args.select and args.select not in profiles else []
-    dialogues, _ = data.load_records(args.submission, split="eval") if args.submission else ([], [])
+    dialogues = args.submission and data.load_records(args.submission, split="eval", columns=data_args.columns)[0]
     run.make_folder(output)
     write_leaderboard(leaderboard(records, entries, profiles), output)
     best = select(records, entries, args.select, output / "best") if args.select else None

@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
-    """One core, and so one thread, here and in the processes started from here, which must agree to the bit."""
+    """One core, and so one thread, here and in the recipes started from here, which must agree to the bit."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return

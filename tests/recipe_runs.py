@@ -9,11 +9,17 @@ import sys
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from threading import Timer
 from typing import Any, TextIO
+from unittest.mock import patch
 
 import torch
 
+import alignment
+
 HERE = Path(__file__).parent
+LIMIT_SECONDS = 300
+WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 FORKED = multiprocessing.get_context("forkserver")  # processes of a server that has imported what takes seconds
 FORKED.set_forkserver_preload(["alignment.ppo", "datasets", "peft", "transformers", "trl", "torch"])
 
@@ -29,29 +35,50 @@ def curve(folder: Path, name: str) -> list[float]:
 
 
 def forked(target: Any, *args: Any) -> ForkServerProcess:
-    """A process that calls this function, which it imports anew."""
+    """A process that calls this function, without a GPU, which forked processes cannot share; killed at the limit."""
     module = getattr(sys.modules[target.__module__], "__file__", None)
     for folder in {str(HERE), str(Path(module or __file__).parent)} - {*sys.path}:  # recipes take the first place
         sys.path.append(folder)
-    process = FORKED.Process(target=target, args=args)
-    process.start()
+    process = FORKED.Process(target=target, args=args, daemon=True)
+    with patch.dict(os.environ, WITHOUT_GPU):  # the first process starts the server
+        process.start()
+    limit = Timer(LIMIT_SECONDS, process.kill)
+    limit.daemon = True
+    limit.start()
     return process
 
 
-def start(recipe: str, flags: list[str], **environment: str) -> tuple[ForkServerProcess, TextIO]:
-    """A recipe as `python recipes/X.py` runs it, on one thread; and what it says on standard error."""
+def result_of(target: Any, *args: Any) -> Any:
+    """What this function returns in a forked process."""
     reading, writing = FORKED.Pipe(duplex=False)
-    process = forked(_run, recipe, flags, environment, writing)
+    process = forked(_send, writing, target, args)
+    writing.close()
+    result = reading.recv()
+    process.join()
+    return result
+
+
+def _send(sending: Connection, target: Any, args: tuple[Any, ...]) -> None:
+    sending.send(target(*args))
+
+
+def start(recipe: str, flags: list[str], **environment: str) -> tuple[ForkServerProcess, TextIO]:
+    """A recipe as its command runs it once all is imported, on one thread; and what it says on standard error."""
+    reading, writing = FORKED.Pipe(duplex=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **WITHOUT_GPU, **environment}
+    process = forked(_run, recipe, flags, environment, os.sched_getaffinity(0), writing)
     writing.close()
     return process, os.fdopen(os.dup(reading.fileno()), encoding="utf-8")
 
 
-def _run(recipe: str, flags: list[str], environment: dict[str, str], said: Connection) -> None:
+def _run(recipe: str, flags: list[str], environment: dict[str, str], cores: set[int], said: Connection) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(said.fileno(), 2)
-    os.environ |= {"OMP_NUM_THREADS": "1"} | environment
+    os.environ |= environment
+    os.sched_setaffinity(0, cores)
     torch.set_num_threads(1)
     path = HERE.parent / "recipes" / f"{recipe}.py"
+    assert Path(alignment.__file__).is_relative_to(HERE.parent), alignment.__file__  # the server imports it by itself
     sys.argv = [str(path), *flags]
     runpy.run_path(str(path), run_name="__main__")
 

@@ -2,11 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from recipe_runs import start
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from alignment import run
@@ -293,10 +294,12 @@ def test_a_model_and_predictions_at_once(evaluate_flags, tmp_path):
     )
 
 
-@pytest.mark.parametrize("option", ["num_beams", "batch_size"])
-def test_predictions_and_options_of_decoding_at_once(option, evaluate_flags, tmp_path):
-    flags = evaluate_flags(model=None, predictions="predictions.csv", **{option: 4})
-    refused(evaluate.main, flags, tmp_path, "--predictions: nothing to combine or decode. Leave out")
+@pytest.mark.parametrize("option", ["num_beams", "batch_size", "max_new_tokens"])
+def test_predictions_and_options_of_writing_at_once(option, evaluate_flags, tmp_path):
+    flags = evaluate_flags(**{"model": None, "predictions": "predictions.csv", option: 4})
+    refused(
+        evaluate.main, flags, tmp_path, "--predictions: nothing to write. Leave out --combine, prompts and decoding."
+    )
 
 
 # --- the real command -------------------------------------------------------------------------------------------------
@@ -304,10 +307,10 @@ def test_predictions_and_options_of_decoding_at_once(option, evaluate_flags, tmp
 
 def test_the_command_ends_with_one_message_and_exit_code_2(data, evaluate_flags):
     path = data(json_lines(GOOD, OTHER, GOOD))
-    process, said = start("evaluate", evaluate_flags(dataset_path=path))
-    text = said.read()
-    process.join()
-    assert process.exitcode == 2
-    assert text.startswith(f"error: {path}: 1 bad of 3 rows")
-    assert text.count("duplicate id 'a'") == 1
-    assert "Traceback" not in text
+    flags = evaluate_flags(dataset_path=path)
+    done = subprocess.run([sys.executable, evaluate.__file__, *flags], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {path}: 1 bad of 3 rows")
+    assert done.stderr.count("duplicate id 'a'") == 1
+    assert "Traceback" not in done.stderr

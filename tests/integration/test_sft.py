@@ -151,7 +151,9 @@ def test_out_of_memory_is_told_with_its_cures(capsys):
     assert caught.value.code == 2
     said = capsys.readouterr().err
     assert "error: out of memory: tried to allocate 2.00 GiB" in said
-    assert "--gradient_checkpointing true" in said
+    going_on, anew = said.partition("go on with ")[2].split("; or start anew")
+    assert set(re.findall(r"--(\w+)", going_on)) - {"resume_from_checkpoint"} <= run.FREE_SETTINGS
+    assert "--per_device_train_batch_size" in anew
 
 
 def test_other_settings_are_refused_by_name(finished: Path, sft_flags_for: Flags):

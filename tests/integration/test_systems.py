@@ -258,9 +258,9 @@ def compared(two_runs, tmp_path) -> Callable[..., Path]:
 
 def test_the_best_system_works_alone_and_writes_what_was_scored(compared, two_runs, dialogues, tmp_path):
     test = tmp_path / "test.jsonl"
-    rows = [{"id": record.id, "dialogue": record.dialogue} for record in data.load_records(dialogues, split="eval")[0]]
+    rows = [{"no": record.id, "dialogue": record.dialogue} for record in data.load_records(dialogues, split="eval")[0]]
     test.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
-    folder = compared(select="strict", submission=test)
+    folder = compared(select="strict", submission=test, columns='{"id": "no"}')
     assert (folder / "report.html").is_file()
     board = json.loads((folder / "leaderboard.json").read_text("utf-8"))
     assert "lora_average-phase1+phase2" in json.dumps(board)
@@ -270,7 +270,9 @@ def test_the_best_system_works_alone_and_writes_what_was_scored(compared, two_ru
     assert all(Path(one).is_relative_to(best) for one in system.models)
     assert (system.how.combine, system.decoding.num_beams) == ("lora_average", 2)
     expected = predictions_in(two_runs[0])
-    summarize.main(["--model", str(best), "--input", str(test), "--output", str(tmp_path / "out.csv")])
+    summarize.main(
+        ["--model", str(best), "--input", str(test), "--output", str(tmp_path / "out.csv"), "--columns", '{"id": "no"}']
+    )
     assert predictions_in(tmp_path, "out.csv") == expected
     assert predictions_in(folder, "submission.csv") == expected
 
@@ -306,9 +308,12 @@ def test_a_chosen_system_keeps_its_own_decoding(compared, dialogues, tmp_path):
         summarize.main(["--model", str(best), "--input", str(dialogues), "--output", str(tmp_path / "o.csv")])
 
 
-@pytest.mark.parametrize("flags", [{"num_beams": 2}, {"combine": "mbr"}, {"grid": "num_beams=1,4"}, {"name": "mine"}])
+@pytest.mark.parametrize(
+    "flags",
+    [{"num_beams": 2}, {"combine": "mbr"}, {"grid": "num_beams=1,4"}, {"name": "mine"}, {"prompt_form": "chat"}],
+)
 def test_a_comparison_takes_no_decoding(compared, flags, tmp_path):
-    with pytest.raises(InputError, match=r"--compare: reads what was written. Leave out the options of systems"):
+    with pytest.raises(InputError, match=r"--compare: reads what was written. Leave out systems, prompts and decoding"):
         compared(**flags)
     assert not (tmp_path / "report").exists()
 

@@ -1,12 +1,11 @@
 """alignment/training.py: what training does to its process."""
 
 import ctypes
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
-from recipe_runs import FORKED, forked
+from recipe_runs import result_of
 
 from alignment.training import return_freed_memory
 
@@ -15,7 +14,7 @@ def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * 4096 / 2**20
 
 
-def keep_mib(how: str, kept: Connection) -> None:
+def kept_mib(how: str) -> float:
     if how == "returned":
         return_freed_memory()
     before = resident_mib()
@@ -23,13 +22,12 @@ def keep_mib(how: str, kept: Connection) -> None:
         blocks = [torch.ones(2**21) for _ in range(32)]
         above = [torch.ones(2**14) for _ in range(8)]
         del blocks
-    kept.send(resident_mib() - before)
+    kept = resident_mib() - before
     del above
+    return kept
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 @pytest.mark.parametrize(("how", "low", "high"), [("kept", 150, 600), ("returned", -50, 50)])
 def test_freed_memory_is_returned_which_glibc_alone_keeps(how: str, low: float, high: float):
-    kept, sending = FORKED.Pipe(duplex=False)
-    forked(keep_mib, how, sending).join()
-    assert low < kept.recv() < high
+    assert low < result_of(kept_mib, how) < high
