@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--model, --predictions and --compare: give one of them.")
     if (args.select and not args.compare) or (args.submission and not args.select):
         raise InputError("--select needs --compare, and --submission needs --select.")
-    usual = (decoding, prompt_args) == (Decoding(), PromptArguments()) and not args.grid
-    if args.compare and (how != SystemArguments() or not usual or args.name):
+    usual = decoding == Decoding() and not args.grid
+    if args.compare and ((how, prompt_args) != (SystemArguments(), PromptArguments()) or not usual or args.name):
         raise InputError("--compare: reads what was written. Leave out systems, prompts and decoding.")
     for flag, names in (("--profiles", args.profiles or []), ("--select", [args.select] if args.select else [])):
         if unknown := [name for name in names if name not in PROFILES]:
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
 
     systems: dict[str, System | None] = {Path(args.predictions or "").stem: None}
     if args.predictions and (how.combine or not usual):
-        raise InputError("--predictions: nothing to write. Leave out --combine, prompts and decoding.")
+        raise InputError("--predictions: nothing to combine or decode. Leave out --combine and options of decoding.")
     if "/" in (args.name or ""):
         raise InputError(f"--name {args.name}: becomes part of a file's name; leave out the slash.")
     if not args.predictions:

@@ -294,12 +294,10 @@ def test_a_model_and_predictions_at_once(evaluate_flags, tmp_path):
     )
 
 
-@pytest.mark.parametrize("option", ["num_beams", "batch_size", "max_new_tokens"])
-def test_predictions_and_options_of_writing_at_once(option, evaluate_flags, tmp_path):
+@pytest.mark.parametrize("option", ["num_beams", "batch_size"])
+def test_predictions_and_options_of_decoding_at_once(option, evaluate_flags, tmp_path):
     flags = evaluate_flags(**{"model": None, "predictions": "predictions.csv", option: 4})
-    refused(
-        evaluate.main, flags, tmp_path, "--predictions: nothing to write. Leave out --combine, prompts and decoding."
-    )
+    refused(evaluate.main, flags, tmp_path, "--predictions: nothing to combine or decode. Leave out")
 
 
 # --- the real command -------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_template_that_writes_no_end_token_falls_back_to_the_tokenizers(template
 
 
 def test_unknown_form_names_those_there_are(tiny_tokenizer):
-    with pytest.raises(InputError, match=r"--prompt_form chatml: expected one of instruction, chat, template"):
+    with pytest.raises(InputError, match=r"prompt form chatml: expected one of instruction, chat, template"):
         render(KO, "요약", "chatml", tiny_tokenizer)
 
 
