@@ -66,16 +66,18 @@ def start(recipe: str, flags: list[str], **environment: str) -> tuple[ForkServer
     """A recipe as its command runs it once all is imported, on one thread; and what it says on standard error."""
     reading, writing = FORKED.Pipe(duplex=False)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **WITHOUT_GPU, **environment}
-    process = forked(_run, recipe, flags, environment, os.sched_getaffinity(0), writing)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    process = forked(_run, recipe, flags, environment, cores, writing)
     writing.close()
     return process, os.fdopen(os.dup(reading.fileno()), encoding="utf-8")
 
 
-def _run(recipe: str, flags: list[str], environment: dict[str, str], cores: set[int], said: Connection) -> None:
+def _run(recipe: str, flags: list[str], environment: dict[str, str], cores: set[int] | None, said: Connection) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(said.fileno(), 2)
     os.environ |= environment
-    os.sched_setaffinity(0, cores)
+    if cores:
+        os.sched_setaffinity(0, cores)
     torch.set_num_threads(1)
     path = HERE.parent / "recipes" / f"{recipe}.py"
     assert Path(alignment.__file__).is_relative_to(HERE.parent), alignment.__file__  # the server imports it by itself
@@ -94,5 +96,6 @@ def start_and_kill(recipe: str, flags: list[str], when: str) -> list[str]:
                 process.kill()
                 break
     process.join()
+    assert when in lines[-1], "".join(lines)  # or the limit has killed it
     assert process.exitcode == -signal.SIGKILL, "".join(lines)
     return lines
