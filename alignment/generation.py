@@ -1,45 +1,39 @@
 """Summaries from a model: length-sorted batches, greedy, sampling or beams, in the order asked for."""
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import product
 from types import NoneType
-from typing import Any, TypeAlias, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
-import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
-    Cache,
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TopPLogitsWarper,
 )
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from alignment.decode import Choose, noise, read_once, tokens_at, write
 from alignment.ensemble import AveragedDistributions, Member
 from alignment.errors import InputError
 from alignment.head import head_of_few
 from alignment.progress import Progress
 from alignment.training import is_sharded
 
-Choose: TypeAlias = Callable[[Tensor, list[int], int], Tensor]  # see `write`
 SHORTEST_LIMIT = 16  # tokens; no dialogue is so short that its summary needs fewer
 # What a model's generation_config.json may ask for that only transformers' own loop does.
 OWN_RULES = (
     "bad_words_ids", "begin_suppress_tokens", "exponential_decay_length_penalty", "forced_bos_token_id",
     "forced_eos_token_id", "sequence_bias", "suppress_tokens",
 )  # fmt: skip
-BLOCK = 512  # tokens of the vocabulary that are summed together to draw one
 
 
 @dataclass
@@ -137,34 +131,6 @@ def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]
             changes = {name: value for name, value in changes.items() if name not in ("temperature", "top_p")}
         grid["-".join(f"{name}={value}" for name, value in changes.items())] = replace(decoding, **changes)
     return grid
-
-
-def noise(seed: int, places: Sequence[int], tokens: int) -> Tensor:
-    """A number from 0 to 1 for each token (N x C, float64), for completions told apart by their places in the run."""
-    sources = [random.Random(f"{seed} {place}") for place in places]
-    return torch.tensor([[source.random() for _ in range(tokens)] for source in sources], dtype=torch.float64)
-
-
-def tokens_at(logits: Tensor, numbers: Tensor) -> Tensor:
-    """Of each row (N x V) the token where the cumulative distribution reaches its number (N): N x 1.
-
-    It is looked for among blocks of the vocabulary first, then within one: on a CPU a running sum over all of Gemma's
-    takes two to four times as long.
-    """
-    blocks = F.pad(logits.softmax(-1), (0, -logits.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    sums = blocks.sum(-1).double()
-    block, passed = _reached(sums, numbers.unsqueeze(1) * sums.sum(-1, keepdim=True))
-    within, _ = _reached(blocks[torch.arange(len(blocks), device=blocks.device), block.squeeze(1)].double(), passed)
-    return (block * BLOCK + within).clamp(max=logits.shape[1] - 1)  # beyond where logits are no numbers
-
-
-def _reached(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the running sum of a row (N x M) passes its target (N x 1), and how far that is beyond the sum before."""
-    running = masses.cumsum(-1)
-    below = torch.nextafter(running[:, -1:], torch.zeros_like(target))  # rounding may put a target at the end itself
-    target = target.minimum(below)
-    place = torch.searchsorted(running, target, right=True).clamp(max=masses.shape[1] - 1)
-    return place, (target - (running - masses).gather(1, place)).clamp(min=0)
 
 
 def generate(
@@ -274,10 +240,9 @@ def generate(
 
 def draw(logits: Tensor, numbers: Tensor, decoding: Decoding) -> Tensor:
     """Of each row (N x V) the token that its number (N) draws, at the decoding's temperature and top_p: N x 1."""
-    logits = logits.float() / decoding.temperature
     if decoding.top_p < 1:
-        logits = TopPLogitsWarper(decoding.top_p)(None, logits)
-    return tokens_at(logits, numbers)
+        logits = TopPLogitsWarper(decoding.top_p)(None, logits.float() / decoding.temperature)
+    return tokens_at(logits, numbers, decoding.temperature if decoding.top_p == 1 else 1.0)
 
 
 def chooser(decoding: Decoding, end_token_id: int, numbers: Tensor | None) -> Choose:
@@ -289,73 +254,6 @@ def chooser(decoding: Decoding, end_token_id: int, numbers: Tensor | None) -> Ch
         return logits.argmax(-1, True) if numbers is None else draw(logits, numbers[rows, length], decoding)
 
     return choose
-
-
-def read_once(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Cache | None:
-    """Keys and values of all but the last token of prompts (B x P, padded on the left), equal prompts read once.
-
-    None where that is no token, or the model keeps something else than keys and values.
-    """
-    rows = [tuple(row) for row in torch.cat([input_ids, attention_mask], 1).tolist()]
-    distinct = list(dict.fromkeys(rows))
-    first = [rows.index(row) for row in distinct]
-    mask = attention_mask[first, :-1]
-    if not mask.numel():
-        return None
-    output = model(
-        input_ids=input_ids[first, :-1], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        use_cache=True, logits_to_keep=1,
-    )  # fmt: skip
-    cache: Any = getattr(output, "past_key_values", None)
-    if type(cache) is not DynamicCache or {*map(type, cache.layers)} - {DynamicLayer, DynamicSlidingWindowLayer}:
-        return None
-    if len(distinct) < len(rows):
-        cache.batch_select_indices(torch.tensor([distinct.index(row) for row in rows], device=input_ids.device))
-    return cache
-
-
-def write(
-    model: PreTrainedModel,
-    tokens: Tensor,
-    mask: Tensor,
-    cache: Cache | None,
-    choose: Choose,
-    end_token_id: int,
-    most: Sequence[int],
-) -> list[list[int]]:
-    """Completions of prompts, each with its end token if it came to one; those that have ended leave the batch.
-
-    Not for sharded weights: nothing here keeps the processes in step.
-
-    Args:
-        tokens: The last token of each prompt (B x 1).
-        mask: Where the prompt has a token (B x P).
-        cache: Keys and values of all that comes before the last token; None where that is nothing.
-        choose: From logits (n x V), the rows that they are of (n) and the number of tokens these have, to a token of
-            each (n x 1).
-        most: Tokens that each completion may have (B).
-    """
-    completions: list[list[int]] = [[] for _ in most]
-    alive = list(range(len(most)))
-    for length in range(max(most)):
-        output = model(
-            input_ids=tokens, attention_mask=mask.long(), position_ids=mask.sum(1, keepdim=True) - 1,
-            past_key_values=cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        cache, tokens = output.past_key_values, choose(output.logits[:, -1].float(), alive, length)
-        going_on = []
-        for place, (row, token) in enumerate(zip(alive, tokens.squeeze(1).tolist(), strict=True)):
-            completions[row].append(token)
-            if token != end_token_id and length + 1 < most[row]:
-                going_on.append(place)
-        if not going_on:
-            break
-        if len(going_on) < len(alive):
-            left = torch.tensor(going_on, device=tokens.device)
-            cache.batch_select_indices(left)
-            alive, tokens, mask = [alive[place] for place in going_on], tokens[left], mask[left]
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-    return completions
 
 
 class EndAtLimit(LogitsProcessor):

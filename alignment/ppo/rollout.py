@@ -15,8 +15,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from alignment.decode import noise, tokens_at, write
 from alignment.errors import InputError
-from alignment.generation import noise, tokens_at, write
 from alignment.head import head_of_few
 from alignment.ppo.prompts import Prompt, join, pad
 from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
@@ -84,7 +84,7 @@ def sample(
             ids, mask = (block.to(roles.device) for block in pad(prompts[rows], 0, "left"))
 
             def choose(logits: Tensor, alive: list[int], length: int, own: Tensor = numbers[rows]) -> Tensor:
-                return tokens_at(logits / temperature, own[alive, length])
+                return tokens_at(logits, own[alive, length], temperature)
 
             cache, most = join(read[rows], roles.device), [max_new_tokens] * len(ids)
             completions += write(roles.model, ids[:, -1:], mask, cache, choose, end_token_id, most)

@@ -5,7 +5,6 @@ from copy import deepcopy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -18,7 +17,7 @@ from transformers import (
 
 from alignment import generation
 from alignment.errors import InputError
-from alignment.generation import BLOCK, Decoding, EndAtLimit, decoding_grid, generate, tokens_at
+from alignment.generation import Decoding, EndAtLimit, decoding_grid, generate
 
 TEXTS = (
     "둘은 내일 역에서 만나기로 했다.", "네", "#Person1#: 내일 3시에 볼까?\n#Person2#: 좋아, 역에서 봐.", "점심 먹었어?",
@@ -267,38 +266,6 @@ def test_a_model_that_cannot_be_read_once_is_not_read_so_again(prompts, tiny_tok
         )  # fmt: skip
     first, second = (max(len(prompt) for prompt in sorted(prompts, key=len)[start : start + 4]) for start in (0, 4))
     assert widths == [first - 1, first, second]
-
-
-def test_a_token_is_drawn_where_the_running_sum_passes_its_number():
-    torch.manual_seed(0)
-    for size in (7, 512, 513, 5000):
-        logits, numbers = 4 * torch.randn(200, size), torch.rand(200, dtype=torch.float64)
-        probs = logits.double().softmax(-1)
-        tokens = tokens_at(logits, numbers)
-        passed, beyond = (sums.gather(1, tokens).squeeze(1) for sums in (probs.cumsum(-1), probs.cumsum(-1) - probs))
-        assert (passed > numbers - 1e-6).all()
-        assert (beyond < numbers + 1e-6).all()
-        assert len(set(tokens.squeeze(1).tolist())) > 2
-
-
-@pytest.mark.parametrize("scale", [1, 20])  # peaked: masses that are small beside the sum before them
-def test_a_token_that_cannot_be_is_never_drawn(scale):
-    torch.manual_seed(0)
-    logits = scale * torch.randn(2000, 3, BLOCK)
-    logits[:, :, [0, -1]] = -torch.inf  # at the edges of blocks
-    logits = logits.flatten(1)
-    sums = logits.softmax(-1).unflatten(1, (-1, BLOCK)).sum(-1).double()
-    edges = F.pad(sums.cumsum(1), (1, 0)) / sums.sum(1, keepdim=True)  # where a block ends and the next begins
-    for edge in edges.unbind(1):
-        for numbers in (torch.nextafter(edge, edge - 1), edge, torch.nextafter(edge, edge + 1)):
-            drawn = tokens_at(logits, numbers.clamp(0, 1 - 2**-53))
-            assert logits.gather(1, drawn).isfinite().all()
-
-
-def test_of_logits_that_are_no_numbers_some_token_is_drawn():
-    for size in (7, 513):
-        (token,) = tokens_at(torch.full((1, size), torch.nan), torch.tensor([0.5], dtype=torch.float64)).tolist()
-        assert 0 <= token[0] < size  # and the loss tells of it
 
 
 def test_a_model_without_keys_and_values_samples_too(prompts, tiny_tokenizer):

@@ -1,0 +1,82 @@
+"""Keys and values that grow in place, for the loop that writes token by token."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+ROOM = 64  # tokens for which a layer gets room at a time
+
+
+class _Growing(DynamicLayer):
+    """A layer with room after its last token, where the next are written: transformers' own copies all for each.
+
+    Attributes:
+        blocks: Keys and values (B x heads x room for tokens x d); `keys` and `values` are views of what is in use.
+        end: Tokens written in the blocks.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        self.__dict__ |= vars(layer)
+        self.blocks: list[Tensor] = []
+        self.end = 0
+
+    def append(self, *states: Tensor) -> list[Tensor]:
+        """All keys and values that were in use, and these after them (B x heads x t x d)."""
+        kept, new = self.keys.shape[2], states[0].shape[2]
+        if not self.blocks or self.end + new > self.blocks[0].shape[2]:
+            self.blocks, self.end = [_with_room(block, new + ROOM) for block in (self.keys, self.values)], kept
+        start, self.end = self.end - kept, self.end + new
+        for block, own in zip(self.blocks, states, strict=True):
+            block[:, :, self.end - new : self.end] = own
+        return [block[:, :, start : self.end] for block in self.blocks]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Leaves these rows, with their room."""
+        if self.blocks:
+            start = self.end - self.keys.shape[2]
+            self.blocks = [block.index_select(0, indices) for block in self.blocks]
+            self.keys, self.values = (block[:, :, start : self.end] for block in self.blocks)
+        else:
+            super().batch_select_indices(indices)
+
+
+class GrowingLayer(_Growing):
+    """A layer of full attention."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values, with these after them."""
+        self.keys, self.values = self.append(key_states, value_states)
+        return self.keys, self.values
+
+
+class GrowingSlidingLayer(_Growing, DynamicSlidingWindowLayer):
+    """A layer whose tokens see a window: what has left it stays in the block, unseen, until that is full."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """The keys and values in the window, with these after them."""
+        self.cumulative_length += key_states.shape[2]
+        keys, values = self.append(key_states, value_states)
+        self.keys, self.values = (states[:, :, -self.sliding_window + 1 :] for states in (keys, values))
+        return keys, values
+
+
+GROWING: dict[type, type[_Growing]] = {DynamicLayer: GrowingLayer, DynamicSlidingWindowLayer: GrowingSlidingLayer}
+
+
+def growing(cache: Cache) -> Cache:
+    """The same cache with layers that grow in place; takes those of `GROWING`, with keys and values in them."""
+    cache.layers = [GROWING[type(layer)](layer) for layer in cache.layers]
+    return cache
+
+
+def _with_room(block: Tensor, room: int) -> Tensor:
+    """A copy (B x heads x t x d) with room for more tokens after it, in which anything may stand."""
+    rows, heads, tokens, size = block.shape
+    larger = block.new_empty(rows, heads, tokens + room, size)
+    larger[:, :, :tokens] = block
+    return larger
