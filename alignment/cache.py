@@ -12,9 +12,11 @@ ROOM = 64  # tokens for which a layer gets room at a time
 class _Growing(DynamicLayer):
     """A layer with room after its last token, where the next are written: transformers' own copies all for each.
 
+    Only `update` and `batch_select_indices` know of the room, and `write` calls nothing else.
+
     Attributes:
         blocks: Keys and values (B x heads x room for tokens x d); `keys` and `values` are views of what is in use.
-        end: Tokens written in the blocks.
+        end: Where in the blocks the next token goes.
     """
 
     keys: Tensor
@@ -69,7 +71,7 @@ GROWING: dict[type, type[_Growing]] = {DynamicLayer: GrowingLayer, DynamicSlidin
 
 
 def growing(cache: Cache) -> Cache:
-    """The same cache with layers that grow in place; takes those of `GROWING`, with keys and values in them."""
+    """The same cache, its layers (of the kinds in `GROWING`) replaced by such that grow in place."""
     cache.layers = [GROWING[type(layer)](layer) for layer in cache.layers]
     return cache
 

@@ -24,8 +24,8 @@ def tokens_at(logits: Tensor, numbers: Tensor, temperature: float = 1.0) -> Tens
     """Of each row (N x V) the token where the cumulative distribution reaches its number (N): N x 1.
 
     It is looked for among blocks of the vocabulary first, then within one: on a CPU a running sum over all of Gemma's
-    takes two to four times as long. The logits are written over, where they lie: they may be transposed (`logits_of`),
-    and softmax would copy them.
+    takes two to four times as long. Float32 logits are written over, where they lie: they may be transposed
+    (`logits_of`), and softmax would copy them.
     """
     masses = logits.float()
     masses -= _of_blocks(torch.amax, masses).amax(-1, keepdim=True)
@@ -34,7 +34,7 @@ def tokens_at(logits: Tensor, numbers: Tensor, temperature: float = 1.0) -> Tens
     index = block * BLOCK + torch.arange(BLOCK, device=block.device)  # N x BLOCK
     last = masses.shape[1] - 1
     within, _ = _reached(masses.gather(1, index.clamp(max=last)).double().masked_fill_(index > last, 0), passed)
-    return (block * BLOCK + within).clamp(max=last)  # beyond where logits are no numbers
+    return (block * BLOCK + within).clamp(max=last)  # NaN ends beyond the last token
 
 
 def _of_blocks(reduce: Callable[..., Tensor], values: Tensor) -> Tensor:
@@ -97,9 +97,9 @@ def write(
     Args:
         tokens: The last token of each prompt (B x 1).
         mask: Where the prompt has a token (B x P).
-        cache: Keys and values of all that comes before the last token; None where that is nothing.
+        cache: Keys and values of all that comes before the last token, written on in; None where that is nothing.
         choose: From logits (n x V), the rows that they are of (n) and the number of tokens these have, to a token of
-            each (n x 1).
+            each (n x 1); it may write over the logits.
         most: Tokens that each completion may have (B).
     """
     completions: list[list[int]] = [[] for _ in most]

@@ -241,8 +241,8 @@ def generate(
 def draw(logits: Tensor, numbers: Tensor, decoding: Decoding) -> Tensor:
     """Of each row (N x V) the token that its number (N) draws, at the decoding's temperature and top_p: N x 1."""
     if decoding.top_p < 1:
-        logits = TopPLogitsWarper(decoding.top_p)(None, logits.float() / decoding.temperature)
-    return tokens_at(logits, numbers, decoding.temperature if decoding.top_p == 1 else 1.0)
+        return tokens_at(TopPLogitsWarper(decoding.top_p)(None, logits.float() / decoding.temperature), numbers)
+    return tokens_at(logits, numbers, decoding.temperature)
 
 
 def chooser(decoding: Decoding, end_token_id: int, numbers: Tensor | None) -> Choose:

@@ -48,6 +48,7 @@ from transformers import (
 )
 
 from alignment.arguments import SFTArguments
+from alignment.cache import growing
 from alignment.head import loss_in_head
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
 from alignment.ppo.prompts import join
@@ -164,7 +165,7 @@ def ppo_update(roles: Roles, optimizer: torch.optim.Optimizer) -> None:
     prompts = [[i, *[1] * (prompt - 1)] for i in range(PPO_BATCH)]  # none equal, or it would be read once
     ids, mask = (torch.ones(PPO_BATCH, prompt + new, dtype=torch.long, device=device) for _ in range(2))
     with torch.no_grad():  # sample
-        cache = join(read(roles, prompts, POLICY, PPO_MICRO_BATCH), device)
+        cache = growing(join(read(roles, prompts, POLICY, PPO_MICRO_BATCH), device))
         roles.model(ids[:, prompt - 1 : -1], attention_mask=mask[:, :-1], past_key_values=cache, logits_to_keep=1)
         logits = roles.model(ids[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
         logits[:, -1].float().softmax(-1).cumsum(-1, dtype=torch.float64)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from alignment.cache import GROWING
 from alignment.errors import InputError
 
 
@@ -43,9 +43,7 @@ def split(cache: Cache, tokens: list[int]) -> list[Prompt]:
     Raises:
         InputError: The model keeps something else than keys and values.
     """
-    if any(
-        type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.keys is None for layer in cache.layers
-    ):
+    if any(type(layer) not in GROWING or layer.keys is None for layer in cache.layers):
         raise InputError("This model keeps a state besides keys and values, which PPO here does not support.")
     empty = copy(cache)
     empty.layers = [copy(layer) for layer in cache.layers]

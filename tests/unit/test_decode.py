@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignment.decode import BLOCK, tokens_at
+from alignment.decode import BLOCK, _of_blocks, tokens_at
 
 
 @pytest.fixture(params=[True, False], ids=["contiguous", "transposed"])
@@ -35,7 +35,7 @@ def test_a_token_that_cannot_be_is_never_drawn(scale, laid_out):
     logits = scale * torch.randn(2000, 3, BLOCK)
     logits[:, :, [0, -1]] = -torch.inf  # at the edges of blocks
     logits = logits.flatten(1)
-    sums = (logits - logits.amax(1, keepdim=True)).exp().unflatten(1, (-1, BLOCK)).sum(-1).double()
+    sums = _of_blocks(torch.sum, laid_out((logits - logits.amax(1, keepdim=True)).exp())).double()
     edges = F.pad(sums.cumsum(1), (1, 0)) / sums.sum(1, keepdim=True)  # where a block ends and the next begins
     for edge in edges.unbind(1):
         for numbers in (torch.nextafter(edge, edge - 1), edge, torch.nextafter(edge, edge + 1)):

@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from alignment import generation
+from alignment.cache import ROOM
 from alignment.errors import InputError
-from alignment.generation import Decoding, EndAtLimit, decoding_grid, generate
+from alignment.generation import Decoding, EndAtLimit, decoding_grid, draw, generate
 
 TEXTS = (
     "둘은 내일 역에서 만나기로 했다.", "네", "#Person1#: 내일 3시에 볼까?\n#Person2#: 좋아, 역에서 봐.", "점심 먹었어?",
@@ -177,7 +178,7 @@ def test_samples_of_a_prompt_read_it_once_and_are_the_same_as_alone(sliding_wind
     def sampled(batch_size: int) -> list[str]:
         tokens.clear()
         return generate(
-            model, tiny_tokenizer, several, end_token_id=tiny_tokenizer.eos_token_id, max_new_tokens=6,
+            model, tiny_tokenizer, several, end_token_id=tiny_tokenizer.eos_token_id, max_new_tokens=ROOM + 6,
             decoding=Decoding(do_sample=True, batch_size=batch_size),
         )  # fmt: skip
 
@@ -189,9 +190,11 @@ def test_samples_of_a_prompt_read_it_once_and_are_the_same_as_alone(sliding_wind
     assert tokens[:2] == [len(prompts) * (longest - 1), len(several)]  # read, and the last token of each
 
 
-@pytest.mark.parametrize("options", [{}, {"top_p": 0.5}, {"max_new_tokens_ratio": 0.01}, {"temperature": 3.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"top_p": 0.5, "temperature": 2.0}, {"max_new_tokens_ratio": 0.01}, {"temperature": 3.0}]
+)
 def test_samples_are_those_that_transformers_would_draw(options, texts_of, model, monkeypatch):
-    how = {"by": deepcopy(model).double(), "do_sample": True, "max_new_tokens": 24, **options}
+    how = {"by": deepcopy(model).double(), "do_sample": True, "max_new_tokens": ROOM + 16, **options}
     sampled = texts_of(**how)
     monkeypatch.setattr(generation, "read_once", lambda *_: None)
     assert sampled == texts_of(**how)
@@ -282,6 +285,15 @@ def test_a_temperature_near_zero_is_greedy_and_a_high_one_is_not(texts_of):
     torch.manual_seed(0)
     assert texts_of(do_sample=True, temperature=1e-4) == texts_of()
     assert texts_of(do_sample=True, temperature=10.0) != texts_of()
+
+
+def test_top_p_cuts_the_distribution_at_the_temperature():
+    torch.manual_seed(0)
+    logits, numbers = torch.tensor([[3.0, 2.0, 1.0, 0.0]]), torch.rand(20000, dtype=torch.float64)
+    tokens = draw(logits.repeat(20000, 1), numbers, Decoding(do_sample=True, temperature=2.0, top_p=0.7)).flatten()
+    likely = (logits[0] / 2).exp()  # of 1, 0.61, 0.37, 0.22 the first two have 0.73 of the sum
+    expected = torch.cat([likely[:2] / likely[:2].sum(), torch.zeros(2)])
+    torch.testing.assert_close(tokens.bincount(minlength=4) / 20000, expected, atol=0.015, rtol=0)
 
 
 def test_top_p_near_zero_leaves_the_likeliest_token(texts_of):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from alignment import head
-from alignment.head import BLOCK, HeadLoss, TokenLogProbs, head_of_few, logits_of, loss_in_head
+from alignment.head import SLICE, HeadLoss, TokenLogProbs, head_of_few, logits_of, loss_in_head
 
 TYPES = [torch.double, torch.float32]  # float32 by the transposed product
 
@@ -88,7 +88,7 @@ def test_large_logits_give_a_finite_loss_and_gradient(scale: float):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("vocabulary", [9, 3 * BLOCK])
+@pytest.mark.parametrize("vocabulary", [9, 3 * SLICE])
 @pytest.mark.parametrize("rows", [1, 4, 20])
 def test_logits_of_few_positions_are_those_of_the_linear_layer(
     rows: int, vocabulary: int, bias: bool, dtype: torch.dtype
