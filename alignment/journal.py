@@ -38,10 +38,12 @@ class Journal:
                     self.seconds_before = max(self.seconds_before, seconds)
         self._started = time.monotonic() - self.seconds_before
         PartialState().wait_for_everyone()
-        self._file = self._path.open("w", encoding="utf-8")
+        whole = self._path.with_suffix(".new")  # not yet: the texts of the killed run are in no other file
+        self._file = whole.open("w", encoding="utf-8")
         self._file.write(self._header + "\n")
         for index, text in self.done.items():
             self.add(index, text)
+        whole.replace(self._path)
         return self
 
     def add(self, index: int, text: str) -> None:

@@ -48,6 +48,20 @@ def test_a_second_kill_loses_nothing_of_the_first(tmp_path):
     assert done(tmp_path / "model") == {0: "하나", 1: "둘"}
 
 
+def test_a_kill_while_the_texts_are_taken_over_loses_none(tmp_path):
+    class KilledAtTheSecond(Journal):
+        def add(self, index: int, text: str) -> None:
+            if index == 1:
+                raise Killed
+            super().add(index, text)
+
+    leave_behind(tmp_path / "model", {0: "하나", 1: "둘"})
+    with contextlib.suppress(Killed), KilledAtTheSecond(tmp_path / "model", FACTS):
+        raise AssertionError("it was not killed")
+    assert done(tmp_path / "model") == {0: "하나", 1: "둘"}
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_a_line_cut_anywhere_even_within_a_letter_is_dropped(cut, tmp_path):
     file = leave_behind(tmp_path / "model", {0: "하나", 1: "둘"})
