@@ -264,7 +264,7 @@ class RewardModel:
                 f"{path}: this reward model shares its base with PPO. Publish what RewardModel.load gives."
             )
         if getattr(self.model.config, "quantization_config", None):
-            raise InputError(f"{path}: load the reward model with --load_in_4bit false (or 8bit) to publish it whole.")
+            raise InputError(f"{path}: to publish it whole, load it with ModelArguments(load_in_4bit=False), or 8bit.")
         self.model.merge_and_unload().save_pretrained(str(path))
         self.tokenizer.save_pretrained(str(path))
         self.save(path)

@@ -34,7 +34,7 @@ class PPOConfig(TrainerArguments, TrainingArguments):
     max_length: int | None = field(default=1024, metadata={"help": "Prompt and completion, in tokens, at most."})
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest completion, in tokens; 128 if unset."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the rollouts."})
-    generation_batch_size: int = field(default=16, metadata={"help": "Dialogues a device that are sampled at a time."})
+    generation_batch_size: int = field(default=16, metadata={"help": "Completions a device samples at a time."})
     vllm_url: str | None = field(
         default=None, metadata={"help": "Address of a vLLM server that samples, such as http://127.0.0.1:8000."}
     )
@@ -59,7 +59,7 @@ class PPOConfig(TrainerArguments, TrainingArguments):
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the prompts."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Dialogues a device and micro-batch."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Completions a device and micro-batch."})
     gradient_accumulation_steps: int = field(default=8, metadata={"help": "Micro-batches a step of the optimiser."})
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.0, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
