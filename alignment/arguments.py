@@ -175,6 +175,8 @@ class TrainerArguments:
         if getattr(self, "trust_remote_code", False):
             raise InputError("--trust_remote_code: no code out of a model folder is run here. Leave it out.")
         super().__post_init__()  # type: ignore[misc]  # TRL's
+        # One process that sees several GPUs takes one: TRL refuses DataParallel, which would split the roles' caches.
+        self._n_gpu = min(self.n_gpu, 1)  # type: ignore[attr-defined]
         for name in self.report_to:
             if find_spec(name) is None:
                 raise InputError(f"--report_to {name}: not installed. Install it with `pip install {name}`.")

@@ -1,6 +1,7 @@
 """Texts as they are generated, one a line, so that a killed run makes only what is missing."""
 
 import glob
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -13,8 +14,8 @@ from accelerate import PartialState
 class Journal:
     """Keeps generated texts by their index in a file of this process, and finds those of an earlier, killed run.
 
-    Use it as a context: the files are deleted when the block ends well. Lines of a run with other `facts` (another
-    model, other data, other decoding) are not taken.
+    Use it as a context: the files are deleted when the block ends well. Texts of a run with other `facts` (another
+    model, other data, other decoding) are in files of their own, and stay until some run ends well.
 
     Attributes:
         done: The texts that are already there, by index.
@@ -23,8 +24,10 @@ class Journal:
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         self._header = json.dumps(facts, ensure_ascii=False, sort_keys=True, default=str)
-        self._pattern = f"{glob.escape(path.name)}.*.journal"
-        self._path = path.with_name(f"{path.name}.{PartialState().process_index}.journal")
+        own = hashlib.sha256(self._header.encode()).hexdigest()[:8]
+        self._of_all = f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.*.journal"  # whatever their facts
+        self._pattern = f"{glob.escape(path.name)}.{own}.*.journal"
+        self._path = path.with_name(f"{path.name}.{own}.{PartialState().process_index}.journal")
         self.done: dict[int, str] = {}
         self.seconds_before = 0.0
 
@@ -56,5 +59,5 @@ class Journal:
         self._file.close()
         if kind is None:
             PartialState().wait_for_everyone()
-            for path in self._path.parent.glob(self._pattern):  # an earlier run may have had more processes
+            for path in self._path.parent.glob(self._of_all):  # an earlier run may have had more processes
                 path.unlink(missing_ok=True)

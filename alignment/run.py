@@ -1,4 +1,4 @@
-"""The frame of every run: user errors, output folders that are never overwritten, resume, and the manifest."""
+"""The frame of every run: output folders that are never overwritten, resume, and the manifest."""
 
 import dataclasses
 import json
@@ -7,10 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
-import warnings
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,19 +15,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from huggingface_hub.utils import enable_progress_bars
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
-from transformers.utils import logging as transformers_logging
 
 from alignment.errors import InputError
 from alignment.progress import console, peak_memory_gib
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
-# In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
-DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
-HOW_TO_GO_ON = "The same command goes on from here; a training run with --resume_from_checkpoint true."
 # Settings that may differ between a run and its continuation: the result does not depend on them, but for rounding and,
 # where a vLLM server samples, its noise.
 FREE_SETTINGS = {
@@ -40,71 +32,6 @@ FREE_SETTINGS = {
     "activation_checkpointing", "generation_batch_size", "vllm_url", "eval_accumulation_steps", "local_rank",
     "torch_empty_cache_steps", "gradient_checkpointing", "min_accuracy", "sample_batch_size",
 }  # fmt: skip
-
-
-def launch(main: Callable[[], None]) -> None:
-    """Runs a recipe; a user's error ends in one message and exit code 2, a bug keeps its traceback."""
-    silence_libraries()
-    _use_all_cores()
-    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        PartialState(cpu=True)  # or each CPU process would take itself for the only one
-    together = True  # all processes end here, or one alone, which the others wait for until the launcher ends them
-    try:
-        main()
-    except InputError as error:
-        _say_once(f"error: {error}")
-        code = 2
-    except KeyboardInterrupt:
-        _say_once(f"stopped. {HOW_TO_GO_ON}")
-        code = 130
-    except torch.OutOfMemoryError as error:
-        _tell(
-            f"error: out of memory: {error}. When generating, lower --batch_size (reward.py: --sample_batch_size, "
-            "ppo.py: --generation_batch_size). When training, go on with --resume_from_checkpoint true and a lower "
-            "--per_device_eval_batch_size or, but for ppo.py, --gradient_checkpointing true; or start anew with a "
-            "lower --per_device_train_batch_size and more --gradient_accumulation_steps, --load_in_4bit true (but for "
-            "baseline.py), a lower --max_length, or for ppo.py --gradient_checkpointing true --reread_prompts true."
-        )
-        code, together = 2, False
-    except Exception as error:
-        if not any(sign in str(error) for sign in DISK_FULL):
-            raise
-        _tell(f"error: the disk is full: {error}. Free some space. {HOW_TO_GO_ON}")
-        code, together = 2, False
-    else:
-        code = 0
-    finally:
-        console.show_cursor()  # which a live table or bar hides, and leaves hidden where an error ends it
-    if together and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if code:
-        sys.exit(code)
-
-
-def silence_libraries() -> None:
-    """Leaves the screen to the recipe: no warnings, bars or info lines of the libraries under it."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    enable_progress_bars()  # the line above turns off the Hub's too, and a download takes minutes
-    warnings.filterwarnings("ignore")
-
-
-def _use_all_cores() -> None:
-    """Shares the cores among this machine's processes: on a CPU `accelerate launch` gives each one thread only."""
-    by_user = "OMP_NUM_THREADS" in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ
-    if not torch.accelerator.is_available() and not by_user:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def _tell(message: str) -> None:
-    console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
-
-
-def _say_once(message: str) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
-        _tell(message)
 
 
 def is_main_process() -> bool:

@@ -18,7 +18,14 @@ from trl import SFTTrainer
 
 from alignment.arguments import SFTArguments
 from alignment.data import Record
-from alignment.dialogue import encode_example, encode_prompt, end_token_id, instructions_for, prompt_for
+from alignment.dialogue import (
+    encode_example,
+    encode_prompt,
+    end_token_id,
+    fit_records,
+    instructions_for,
+    prompt_for,
+)
 from alignment.head import loss_in_head
 from alignment.held_out import HeldOut, HeldOutRouge, mean_over_tokens
 from alignment.progress import TrainingProgress
@@ -43,10 +50,17 @@ def encode(
     args: SFTArguments,
     max_new_tokens: int,
     score: Callable[[list[str], list[list[str]]], float],
+    context: int | None = None,
 ) -> Encoded:
-    """Encodes fitted records for a phase: examples to train on, held-out ones, and the prompts of `rouge_eval_rows`."""
+    """Encodes fitted records for a phase: examples to train on, held-out ones, and the prompts of `rouge_eval_rows`.
+
+    Args:
+        context: Tokens that the model takes, of which those prompts leave `max_new_tokens`; None for no bound.
+    """
     which = args.phase2_instructions if phase == 2 else "first"
     sample = held_out[: args.rouge_eval_rows]
+    if sample and context:
+        sample, _ = fit_records(sample, form, tokenizer, context, max_new_tokens)
     prompts = [prompt_for(record, phase, form, tokenizer) for record in sample]
     return Encoded(
         train=[

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -42,6 +43,15 @@ def is_sharded(model: nn.Module) -> bool:
 
 class AdapterCheckpoints(Trainer):
     """A trainer whose checkpoints of adapters resume exactly; comes before TRL's trainer among the bases."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        if self.args.fp16 and any(parameter.dtype != torch.float32 for parameter in trained):
+            raise InputError(  # which torch would be, after the first step
+                "--fp16 true: scales gradients of float32 weights alone, and these are 16-bit (TRL makes adapters on "
+                "quantised weights bfloat16). Leave it out, or use --dtype float32 without quantisation."
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves adapter and tokenizer, without the pickle of all settings: nothing reads it, the manifest has them."""

@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment.run import silence_libraries  # isort: skip  # before torch
+from alignment.launch import silence_libraries  # isort: skip  # before torch
 
 import torch
 import torch.fx.experimental._config as meta_config

@@ -67,6 +67,7 @@ def ours(folder: Path, updates: int, micro_batch: int) -> None:
     from transformers import AutoModelForCausalLM, TrainerCallback
 
     from alignment import run
+    from alignment.launch import silence_libraries
     from alignment.ppo import PPOConfig, PPOTrainer, Roles
     from alignment.ppo.roles import HEAD, RewardStart
     from alignment.progress import peak_memory_gib
@@ -86,7 +87,7 @@ def ours(folder: Path, updates: int, micro_batch: int) -> None:
                 told = {"seconds": time.perf_counter() - trainer.started, "peak_memory_gib": peak_memory_gib()}
                 print(json.dumps(told | parts), flush=True)
 
-    run.silence_libraries()
+    silence_libraries()
     torch.manual_seed(0)
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32), lora)

@@ -26,8 +26,9 @@ BATCH, ACCUMULATION = 4, 1
 
 def train(kind, examples, steps, dtype, my_turn, other_turn, results):
     """One contender, in its own process: trains, and hands over the turn after every update."""
-    from alignment import models, run
+    from alignment import models
     from alignment.arguments import ModelArguments, SFTArguments
+    from alignment.launch import silence_libraries
     from alignment.progress import peak_memory_gib
     from alignment.sft import DialogueSFTTrainer
 
@@ -50,7 +51,7 @@ def train(kind, examples, steps, dtype, my_turn, other_turn, results):
             self.seconds.append(time.perf_counter() - self.started)
             other_turn.release()
 
-    run.silence_libraries()
+    silence_libraries()
     model_args = ModelArguments(dtype=dtype, lora_dropout=0.0)
     args = SFTArguments(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, gradient_accumulation_steps=ACCUMULATION,

@@ -18,6 +18,7 @@ from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
 from alignment.errors import InputError
 from alignment.held_out import HeldOut
+from alignment.launch import launch
 from alignment.seq2seq import (
     BaselineArguments,
     encode_examples,
@@ -88,4 +89,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    launch(main)

@@ -23,10 +23,11 @@ from alignment import data, run
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
 from alignment.errors import InputError
 from alignment.generation import Decoding, decoding_grid
+from alignment.launch import launch
 from alignment.progress import show_table
 from alignment.submission import fill_empty, write_submission
 from reward.choice import select
-from reward.evaluation import evaluate, files_of, say_winner, usual_profiles
+from reward.evaluation import evaluate, files_to_refuse, say_winner, usual_profiles
 from reward.leaderboard import leaderboard, read_runs, write_leaderboard
 from reward.postprocess import mend
 from reward.rouge import PROFILES
@@ -91,9 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.name and len(systems) > 1:
         raise InputError(f"--name {args.name}: there are {len(systems)} systems, which have names of their own.")
     systems = dict(zip([args.name], systems.values(), strict=True)) if args.name else systems
-    # Beside a journal lie the predictions of a run that was killed as it wrote them.
-    files = [file for name, file in files_of(systems, output).items() if not any(output.glob(f"{name}.*.journal"))]
-    run.refuse_existing([output / "results.json", *files], args.overwrite_output_dir)
+    run.refuse_existing(files_to_refuse(systems, output), args.overwrite_output_dir)
     by_id = data.read_predictions(args.predictions) if args.predictions else {}
     records, rejected = data.load_eval(data_args)
     predictions = data.match_predictions(by_id, records, args.predictions) if args.predictions else []
@@ -127,4 +126,4 @@ def compare(args: EvaluateArguments, data_args: DataArguments, output: Path) -> 
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    launch(main)

@@ -20,6 +20,7 @@ from alignment import data, dialogue, models, run
 from alignment.arguments import DataArguments, ModelArguments, SFTArguments, parse
 from alignment.errors import InputError
 from alignment.head import supervised_log_probs
+from alignment.launch import launch
 
 DIALOGUES = 8
 
@@ -81,4 +82,4 @@ def log_probs(model: PeftModel, examples: list[dict[str, list[int]]]) -> torch.T
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    launch(main)

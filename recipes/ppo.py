@@ -19,6 +19,7 @@ from datasets import Dataset
 from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
 from alignment.errors import InputError
+from alignment.launch import launch
 from alignment.ppo import PPOTrainer, Roles
 from alignment.ppo.config import PPOArguments
 from alignment.progress import reset_peak_memory
@@ -68,6 +69,8 @@ def main(argv: list[str] | None = None) -> None:
         "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
         "starts_from": [list(map(list, models.weights_of(one))) for one in (args.sft_model, rewarding) if one],
     }
+    if not any(output.glob("phase3*")):  # else they are of that run
+        run.refuse_existing([output / "results.json", output / "report.html"], args.overwrite_output_dir)
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
     current = run.Run.start("Phase 3", output / "phase3", settings, facts, *resume)
     if current.finished:
@@ -113,4 +116,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    launch(main)

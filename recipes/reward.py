@@ -20,6 +20,7 @@ from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptAr
 from alignment.errors import InputError
 from alignment.formats import write_rows
 from alignment.generation import Decoding
+from alignment.launch import launch
 from alignment.progress import reset_peak_memory
 from alignment.summarizer import Summarizer
 from reward import candidates, pairs
@@ -126,4 +127,4 @@ def train_model(
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    launch(main)

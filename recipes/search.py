@@ -20,6 +20,7 @@ from accelerate import PartialState
 from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
 from alignment.errors import InputError
+from alignment.launch import launch
 from alignment.search_space import DIRECTIONS, SearchArguments, SearchSpace, settings_for_sft, settings_of_study
 from alignment.sft import encode
 from reward.rouge import PROFILES, rouge
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         encoded[form] = encode(
             fitted, fitted_held_out, 1, form, tokenizer, args, prompt_args.max_new_tokens,
             score=lambda texts, references: rouge(texts, references, args.rouge_profile).mean,
+            context=models.context_tokens(model_args.model_name_or_path, model_args.model_revision),
         )  # fmt: skip
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
     run.say(f"{len(study.finished())} of {args.trials} trials are done: {study.path}.")
@@ -80,4 +82,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    launch(main)

@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
 from alignment.errors import InputError
+from alignment.launch import launch
 from alignment.progress import reset_peak_memory
 from alignment.sft import encode, make_trainer
 from reward.rouge import PROFILES, rouge
@@ -77,7 +78,13 @@ def start_phase(
         facts["starts_from"] = {path.name: digest(path) for path in sorted(before.glob("*.safetensors"))}
     folder = before.with_name(f"phase{phase}")
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
-    return run.Run.start(f"Phase {phase}", folder, settings, facts, *resume)
+    try:
+        return run.Run.start(f"Phase {phase}", folder, settings, facts, *resume)
+    except InputError as error:
+        if phase == 1:
+            raise
+        alone = str(error).replace("or add --over", "or add --phases 2 --over")  # or phase 1 would be trained again
+        raise InputError(alone) from error
 
 
 def digest(path: Path) -> str:
@@ -100,6 +107,7 @@ def train_phase(
     encoded = encode(
         train, held_out, phase, prompt_args.prompt_form, tokenizer, args, prompt_args.max_new_tokens,
         score=lambda texts, references: rouge(texts, references, args.rouge_profile).mean,
+        context=models.context_tokens(model_args.model_name_or_path, model_args.model_revision),
     )  # fmt: skip
     phase_args = copy.copy(args)
     phase_args.output_dir = str(current.folder)
@@ -114,4 +122,4 @@ def train_phase(
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    launch(main)

@@ -2,7 +2,7 @@
 
     python recipes/summarize.py --model runs/sft/phase2 --input test.csv --output submission.csv
     python recipes/summarize.py --model runs/report/best --input dialogue.txt
-    pbpaste | python recipes/summarize.py --model runs/sft/phase2
+    cat dialogue.txt | python recipes/summarize.py --model runs/sft/phase2
 
 The input has any format that the other recipes read, and the output is then a CSV `fname,summary` in the input's
 order; or it is plain text, with a blank line between two dialogues, and the output has one summary a line. Killed and
@@ -17,11 +17,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from accelerate.utils import broadcast_object_list
+
 from alignment import data, run
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RowArguments, SFTArguments, parse
 from alignment.errors import InputError
 from alignment.formats import is_plain_text, read_text
 from alignment.generation import Decoding
+from alignment.launch import launch
 from alignment.submission import fill_empty, write_lines, write_submission
 from reward.postprocess import mend
 from reward.system import System, SystemArguments
@@ -90,9 +93,11 @@ def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | No
 
 def read_standard_input(row_args: RowArguments) -> tuple[list[str], list[str] | None, list[data.Rejected]]:
     """As `read`, and what is wrong is said of standard input."""
+    content = [sys.stdin.buffer.read() if run.is_main_process() else b""]  # which all processes share
+    broadcast_object_list(content)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "standard input"
-        source.write_bytes(sys.stdin.buffer.read())
+        source.write_bytes(content[0])
         try:
             return read(str(source), row_args)
         except InputError as error:
@@ -100,4 +105,4 @@ def read_standard_input(row_args: RowArguments) -> tuple[list[str], list[str] | 
 
 
 if __name__ == "__main__":
-    run.launch(main)
+    launch(main)

@@ -15,6 +15,7 @@ from reward.postprocess import effects, mend
 from reward.rouge import paired_bootstrap, rouge
 from reward.system import OneAtATime, System
 
+RESULTS, DIALOGUES = "results.json", "dialogues.jsonl"
 COSTS = ("seconds", "peak_memory_gib", "parameters", "trained_parameters", "disk_bytes")
 
 
@@ -26,6 +27,13 @@ def usual_profiles(records: list[data.Record]) -> list[str]:
 def files_of(systems: dict[str, System | None], folder: Path) -> dict[str, Path]:
     """Where each system's summaries go, by its name."""
     return {name: folder / ("predictions.csv" if len(systems) == 1 else f"predictions-{name}.csv") for name in systems}
+
+
+def files_to_refuse(systems: dict[str, System | None], folder: Path) -> list[Path]:
+    """What `evaluate` would overwrite, but for what a run was writing when it was killed, whose journals are there."""
+    killed = [name for name in systems if any(folder.glob(f"{name}.*.journal"))]
+    files = [file for name, file in files_of(systems, folder).items() if name not in killed]
+    return [folder / RESULTS, *files, *([] if killed else [folder / DIALOGUES])]
 
 
 def evaluate(
@@ -77,8 +85,8 @@ def evaluate(
                 show_table(f"Post-processing of {name}, {profiles[0]}", list(found[0]), found)
         for name, file in files.items():
             write_submission(ids, summaries[name], file, allow_empty=True)
-        data.write_records(records, folder / "dialogues.jsonl")
-        write_json(results, folder / "results.json")
+        data.write_records(records, folder / DIALOGUES)
+        write_json(results, folder / RESULTS)
     return results, rows
 
 

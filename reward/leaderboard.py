@@ -22,10 +22,10 @@ from alignment.formats import listed
 from alignment.progress import Progress, show_table
 from alignment.run import is_main_process, read_manifest, say, write_json
 from reward.comparison import CURVES
+from reward.evaluation import DIALOGUES, RESULTS
 from reward.quality import GATES
 from reward.rouge import intervals, paired_bootstraps, rouge
 
-RESULTS, DIALOGUES = "results.json", "dialogues.jsonl"
 COSTS = ("parameters", "trained_parameters", "seconds", "peak_memory_gib", "disk_bytes")
 MEASURES = ("rouge1", "rouge2", "rougeL", "mean")
 BINS = 40  # of the length histogram

@@ -104,7 +104,6 @@ class PPOTrainer(AdapterCheckpoints):
                 "PPO needs the whole base on each device: not FSDP or DeepSpeed, but "
                 "accelerate_configs/multi_gpu.yaml, with --load_in_4bit true where memory is short."
             )
-        self.args._n_gpu = 1  # one process sees several GPUs in a notebook; DataParallel would split the roles' caches
         self.roles, self.kl_coef = roles, args.kl_coef
         self.vllm = VLLM(args.vllm_url, roles, max(self.prompt_ids, key=len)) if args.vllm_url else None
         self.loss_is_scaled_for_ga = True

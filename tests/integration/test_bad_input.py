@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from alignment import run
 from alignment.errors import InputError
+from alignment.launch import launch
 from recipes import evaluate, sft
 
 TALK = "#Person1#: 안녕하세요.\n#Person2#: 네, 반가워요."
@@ -248,7 +249,7 @@ def test_a_full_disk(evaluate_flags, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / f"predictions.csv.{os.getpid()}.partial").symlink_to("/dev/full")
     with pytest.raises(SystemExit) as caught:
-        run.launch(lambda: evaluate.main(evaluate_flags()))
+        launch(lambda: evaluate.main(evaluate_flags()))
     assert caught.value.code == 2
     assert "the disk is full" in (message := capsys.readouterr().err)
     assert "The same command goes on" in message

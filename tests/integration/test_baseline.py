@@ -14,10 +14,10 @@ import torch
 from recipe_runs import curve, manifest, start_and_kill
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from alignment import run
 from alignment.data import load_records
 from alignment.errors import InputError
 from alignment.generation import Decoding
+from alignment.launch import launch
 from alignment.summarizer import Summarizer
 from recipes import baseline, evaluate, sft, summarize
 from reward.rouge import rouge
@@ -38,7 +38,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 def train(flags: list[str]) -> None:
     """As the recipe is started, with its number of threads."""
-    run.launch(lambda: baseline.main(flags))
+    launch(lambda: baseline.main(flags))
 
 
 @pytest.fixture(scope="module")

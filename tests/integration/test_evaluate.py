@@ -292,6 +292,14 @@ def test_results_that_are_there_are_refused_and_kept(score, tiny_model):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_a_file_of_the_user_with_the_name_of_ours_is_refused_and_kept(score, tiny_model, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dialogues.jsonl").write_text("mine", "utf-8")
+    with pytest.raises(InputError, match=r"dialogues\.jsonl exists"):
+        score(model=[tiny_model])
+    assert (tmp_path / "out" / "dialogues.jsonl").read_text("utf-8") == "mine"
+
+
 def test_results_are_replaced_where_asked(score, tiny_model):
     before = predictions_in(score(model=[tiny_model]) / "predictions.csv")
     folder = score(model=[tiny_model], max_new_tokens=2, overwrite_output_dir=True)

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from test_bad_input import files_in
 from transformers import AutoModelForCausalLM
 
-from alignment import run
 from alignment.data import load_records
 from alignment.errors import InputError
+from alignment.launch import launch
 from alignment.summarizer import Summarizer
 from recipes import merge, ppo, reward, sft, summarize
 from reward.labels import LabelArguments
@@ -78,7 +78,7 @@ def flags(flags_for: Flags, tmp_path: Path) -> Flags:
 
 def start(flags: list[str]) -> None:
     """As the recipe is started, with its number of threads."""
-    run.launch(lambda: ppo.main(flags))
+    launch(lambda: ppo.main(flags))
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +282,14 @@ def test_a_checkpoint_of_another_run_is_refused(flags: Flags, copied: Path, fini
     how = {"scorers": ["reward_model", "rouge", "quality"], "scorer_weights": [1, 2, 0.5], "save_total_limit": 9}
     with pytest.raises(InputError, match="not a whole checkpoint of this run"):
         ppo.main(flags(**how, resume_from_checkpoint=finished / "phase3/checkpoint-4"))
+
+
+def test_the_page_of_another_recipe_is_not_overwritten(flags: Flags, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_text("of the reward model", "utf-8")
+    with pytest.raises(InputError, match=r"report\.html exists\. Choose another --output_dir"):
+        ppo.main(flags(output_dir=tmp_path / "out"))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["report.html"]
 
 
 def test_other_settings_do_not_touch_a_finished_run(flags: Flags, copied: Path):

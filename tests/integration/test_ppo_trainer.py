@@ -16,11 +16,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
 from alignment.errors import InputError
+from alignment.launch import silence_libraries
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
 from alignment.ppo import rollout as rollouts
 from alignment.ppo.guards import reward_hacking
 from alignment.ppo.roles import POLICY, REFERENCE
-from alignment.run import last_checkpoint, silence_libraries, step_of
+from alignment.run import last_checkpoint, step_of
 
 LETTERS = [chr(97 + i) for i in range(14)]
 PROMPTS = ["b c d", "e f", "g h i j", "k", "l m n a b", "c", "d e", "f g h"]

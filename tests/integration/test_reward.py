@@ -18,6 +18,7 @@ from alignment import run
 from alignment.arguments import STAGES
 from alignment.data import Record, load_records
 from alignment.errors import InputError
+from alignment.launch import launch
 from alignment.ppo.roles import HEAD
 from recipes import reward, sft
 from reward.attribution import Attribution
@@ -71,7 +72,7 @@ def flags(flags_for: Flags, tmp_path: Path) -> Flags:
 
 def start(flags: list[str]) -> None:
     """As the recipe is started, with its number of threads."""
-    run.launch(lambda: reward.main(flags))
+    launch(lambda: reward.main(flags))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -303,7 +304,8 @@ def test_overwriting_samples_and_trains_anew(copied: Path, flags: Flags):
 
 def journaled(folder: Path) -> dict[int, str]:
     """What a killed run had sampled at the first temperature, by its place in the file of samples."""
-    _, *lines = (folder / "data" / "train.samples-at-0.7.0.journal").read_bytes().split(b"\n")
+    (journal,) = (folder / "data").glob("train.samples-at-0.7.*.journal")
+    _, *lines = journal.read_bytes().split(b"\n")
     return {index: text for index, text, _ in map(json.loads, lines[:-1])}
 
 

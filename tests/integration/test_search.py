@@ -269,7 +269,7 @@ def test_a_lack_of_optuna_is_told(search_flags_for: Flags, tmp_path: Path):
     hide = "import sys; sys.path.insert(0, ''); sys.modules['optuna'] = None; from recipes import search; "
     hide += "import importlib.machinery as m; find = m.PathFinder.find_spec; "
     hide += "m.PathFinder.find_spec = lambda name, *a: None if name == 'optuna' else find(name, *a); "
-    hide += "del sys.modules['optuna']; from alignment import run; run.launch(lambda: search.main(sys.argv[1:]))"
+    hide += "del sys.modules['optuna']; from alignment.launch import launch; launch(lambda: search.main(sys.argv[1:]))"
     command = [sys.executable, "-c", hide, *search_flags_for(tmp_path / "out")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr

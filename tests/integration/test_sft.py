@@ -18,10 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from alignment import run
+from alignment.arguments import SFTArguments
 from alignment.data import load_records
-from alignment.dialogue import INSTRUCTIONS
+from alignment.dialogue import INSTRUCTIONS, encode_prompt, prompt_for
 from alignment.errors import InputError
-from alignment.sft import DialogueSFTTrainer
+from alignment.launch import launch
+from alignment.models import load_tokenizer
+from alignment.sft import DialogueSFTTrainer, encode
 from recipes import sft
 
 pytestmark = pytest.mark.usefixtures("one_core")  # which makes runs agree to the bit
@@ -38,7 +41,7 @@ SHORT = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "load_bes
 
 def train(flags: list[str]) -> None:
     """As the recipe is started, with its number of threads."""
-    run.launch(lambda: sft.main(flags))
+    launch(lambda: sft.main(flags))
 
 
 def unfinish(folder: Path, last_step: int) -> None:
@@ -147,7 +150,7 @@ def test_out_of_memory_is_told_with_its_cures(capsys):
         raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
 
     with pytest.raises(SystemExit) as caught:
-        run.launch(main)
+        launch(main)
     assert caught.value.code == 2
     said = capsys.readouterr().err
     assert "error: out of memory: tried to allocate 2.00 GiB" in said
@@ -159,6 +162,34 @@ def test_out_of_memory_is_told_with_its_cures(capsys):
 def test_other_settings_are_refused_by_name(finished: Path, sft_flags_for: Flags):
     with pytest.raises(InputError, match=re.escape("other settings (learning_rate 0.01 -> 0.02)")):
         sft.main(sft_flags_for(finished, **LONG | {"learning_rate": 0.02}))
+
+
+def test_what_is_told_of_other_settings_of_phase_2_leaves_phase_1_as_it_is(copied: Path, sft_flags_for: Flags):
+    before = {file: file.stat().st_mtime_ns for file in (copied / "phase1").rglob("*")}
+    other = LONG | {"phase2_learning_rate": 0.003}
+    with pytest.raises(InputError, match=r"phase2: .*, or add --phases 2 --overwrite_output_dir true to delete it"):
+        sft.main(sft_flags_for(copied, **other))
+    train(sft_flags_for(copied, **other | {"phases": 2, "overwrite_output_dir": True}))
+    assert manifest(copied / "phase2")["settings"]["phase2_learning_rate"] == 0.003
+    assert {file: file.stat().st_mtime_ns for file in (copied / "phase1").rglob("*")} == before
+
+
+def test_prompts_to_summarise_leave_room_for_a_summary_in_the_context(tiny_model: Path, dialogues: Path):
+    tokenizer, (record, *_) = load_tokenizer(str(tiny_model)), load_records(dialogues, split="eval")[0]
+    whole = encode_prompt(prompt_for(record, 1, "instruction", tokenizer), "instruction", tokenizer)
+    encoded = encode(
+        [record], [record], 1, "instruction", tokenizer, SFTArguments(report_to=[], use_cpu=True), 8,
+        score=lambda *_: 0.0, context=len(whole),
+    )  # fmt: skip
+    (prompt,) = encoded.summaries.prompts
+    assert len(prompt) <= len(whole) - 8
+    assert len(encoded.held_out[0]["input_ids"]) > len(whole)  # its loss is that of the whole dialogue
+
+
+@pytest.mark.parametrize("weights", [{"dtype": "bfloat16"}, {"load_in_4bit": True}], ids=["bfloat16", "4-bit"])
+def test_fp16_is_refused_where_the_trained_weights_are_16_bit(weights: dict, sft_flags_for: Flags, tmp_path: Path):
+    with pytest.raises(InputError, match="--fp16 true: scales gradients of float32 weights alone"):
+        sft.main(sft_flags_for(tmp_path / "out", fp16=True, **SHORT | weights))
 
 
 def test_other_dialogues_are_refused(finished: Path, sft_flags_for: Flags):
@@ -388,7 +419,7 @@ def test_a_full_disk_is_told_without_a_traceback(capsys: pytest.CaptureFixture[s
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(SystemExit) as stop:
-        run.launch(fill)
+        launch(fill)
     assert stop.value.code == 2
     assert "error: the disk is full" in capsys.readouterr().err
 

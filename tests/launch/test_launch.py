@@ -32,15 +32,17 @@ EXPECTED = {  # distributed type, processes, machines
 }
 
 
-def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
+def execute(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
     # PASSIVE: on a busy machine, threads that wait for each other by spinning take up to a hundred times as long.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, input=text)
 
 
-def launch(config: str, flags: list[str], script: str = "recipes/sft.py") -> subprocess.CompletedProcess[str]:
+def launch(
+    config: str, flags: list[str], script: str = "recipes/sft.py", text: str = ""
+) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
-    return execute([*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), script, *flags])
+    return execute([*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), script, *flags], text)
 
 
 def alone(recipe: str, flags: list[str]) -> str:
@@ -266,6 +268,16 @@ def test_a_server_that_fails_in_a_rollout_is_told_once_by_two_processes(
     assert str(ROOT / "alignment") not in result.stderr  # no traceback of ours
 
 
+def test_two_processes_share_one_standard_input(tiny_model: Path):
+    flags = f"--model {tiny_model} --max_new_tokens 8 --dtype float32"
+    text = "#Person1#: 내일 볼까?\n#Person2#: 좋아.\n\n#Person1#: 몇 시에 와?\n#Person2#: 세 시에 가."
+    one = execute([sys.executable, "recipes/summarize.py", *flags.split()], text)
+    two = launch("cpu_two_processes", flags.split(), "recipes/summarize.py", text)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout == one.stdout
+    assert len(one.stdout.splitlines()) == 2
+
+
 def test_an_error_on_two_processes_is_told_once(launched: dict[int, Path], sft_flags_for: Flags):
     result = launch("cpu_two_processes", sft_flags_for(launched[2], use_cpu=False, learning_rate=0.5))
     assert result.returncode != 0
@@ -292,15 +304,15 @@ def test_an_error_without_a_launcher_is_one_line_and_exit_code_2():
 def test_an_error_under_a_live_table_leaves_the_cursor_shown():
     program = """
 from rich.live import Live
-from alignment import run
 from alignment.errors import InputError
+from alignment.launch import launch
 from alignment.progress import console
 
 def main():
     Live("table", console=console).start()
     raise InputError("wrong")
 
-run.launch(main)
+launch(main)
 """
     terminal, side = os.openpty()
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=side, timeout=120)

@@ -1,6 +1,7 @@
 """`parse()`: default < YAML < command line, and a clear refusal of everything else."""
 
 import pytest
+import torch
 
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RewardArguments, SFTArguments, parse
 from alignment.errors import InputError
@@ -217,6 +218,11 @@ def test_a_setting_without_effect_is_refused(flag):
 
 def test_code_of_a_model_folder_is_never_run():
     assert "--trust_remote_code: no code" in refusal("--trust_remote_code", "true")
+
+
+def test_one_process_takes_one_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert SFTArguments().n_gpu == 1
 
 
 def test_the_best_model_by_rouge_needs_rows_to_summarise():

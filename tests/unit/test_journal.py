@@ -20,8 +20,7 @@ def leave_behind(path: Path, texts: dict[int, str], facts: dict | None = None) -
         for index, text in texts.items():
             journal.add(index, text)
         raise Killed
-    (file,) = path.parent.iterdir()
-    return file
+    return max(path.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)
 
 
 def done(path: Path, facts: dict | None = None) -> dict[int, str]:
@@ -81,6 +80,13 @@ def test_texts_made_with_other_facts_are_not_taken(change, tmp_path):
     assert done(tmp_path / "model", FACTS | change) == {}
 
 
+def test_who_goes_back_to_the_killed_run_after_another_was_killed_too_finds_its_texts(tmp_path):
+    leave_behind(tmp_path / "model", {0: "하나"})
+    leave_behind(tmp_path / "model", {1: "둘"}, FACTS | {"model": "mistyped"})
+    assert done(tmp_path / "model") == {0: "하나"}
+    assert not list(tmp_path.iterdir())
+
+
 def test_texts_of_another_journal_in_the_folder_are_not_taken(tmp_path):
     leave_behind(tmp_path / "model", {0: "하나"})
     assert done(tmp_path / "model.2") == {}
@@ -90,7 +96,7 @@ def test_texts_of_another_journal_in_the_folder_are_not_taken(tmp_path):
 
 def test_texts_of_every_process_are_taken_and_their_files_deleted(tmp_path):
     file = leave_behind(tmp_path / "model", {0: "하나"})
-    of_another = file.with_name("model.1.journal")
+    of_another = file.with_name(file.name.replace(".0.journal", ".1.journal"))
     of_another.write_text(file.read_text("utf-8").replace('[0, "하나",', '[1, "둘",'), "utf-8")
     assert done(tmp_path / "model") == {0: "하나", 1: "둘"}
     assert list(tmp_path.iterdir()) == []

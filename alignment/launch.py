@@ -1,0 +1,94 @@
+"""How a recipe is run: its errors in one message, the cores shared, the launcher's settings held to ours."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+from huggingface_hub.utils import enable_progress_bars
+from transformers.utils import logging as transformers_logging
+
+from alignment.errors import InputError
+from alignment.progress import console
+
+# In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
+DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
+HOW_TO_GO_ON = "The same command goes on from here; a training run with --resume_from_checkpoint true."
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Runs a recipe; a user's error ends in one message and exit code 2, a bug keeps its traceback."""
+    silence_libraries()
+    _use_all_cores()
+    _leave_types_to_us()
+    if "LOCAL_RANK" in os.environ:
+        on_cpu = not torch.accelerator.is_available()
+        os.environ |= {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}  # or each would take itself for the only one
+        PartialState(cpu=on_cpu, timeout=timedelta(days=7))  # one may summarise for long after the others have ended
+    together = True  # all processes end here, or one alone, which the others wait for until the launcher ends them
+    try:
+        main()
+    except InputError as error:
+        _say_once(f"error: {error}")
+        code = 2
+    except KeyboardInterrupt:
+        _say_once(f"stopped. {HOW_TO_GO_ON}")
+        code = 130
+    except torch.OutOfMemoryError as error:
+        _tell(
+            f"error: out of memory: {error}. When generating, lower --batch_size (reward.py: --sample_batch_size, "
+            "ppo.py: --generation_batch_size). When training, go on with --resume_from_checkpoint true and a lower "
+            "--per_device_eval_batch_size or, but for ppo.py, --gradient_checkpointing true; or start anew with a "
+            "lower --per_device_train_batch_size and more --gradient_accumulation_steps, --load_in_4bit true (but for "
+            "baseline.py), a lower --max_length, or for ppo.py --gradient_checkpointing true --reread_prompts true."
+        )
+        code, together = 2, False
+    except Exception as error:
+        if not any(sign in str(error) for sign in DISK_FULL):
+            raise
+        _tell(f"error: the disk is full: {error}. Free some space. {HOW_TO_GO_ON}")
+        code, together = 2, False
+    else:
+        code = 0
+    finally:
+        console.show_cursor()  # which a live table or bar hides, and leaves hidden where an error ends it
+    if together and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if code:
+        sys.exit(code)
+
+
+def silence_libraries() -> None:
+    """Leaves the screen to the recipe: no warnings, bars or info lines of the libraries under it."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()  # the line above turns off the Hub's too, and a download takes minutes
+    warnings.filterwarnings("ignore")
+
+
+def _use_all_cores() -> None:
+    """Shares the cores among this machine's processes: on a CPU `accelerate launch` gives each one thread only."""
+    by_user = "OMP_NUM_THREADS" in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ
+    if not torch.accelerator.is_available() and not by_user:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _leave_types_to_us() -> None:
+    """Turns off the launcher's mixed precision: the trainer would compute in it, but no rollout and no summary."""
+    if (given := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+        if int(os.environ.get("RANK", "0")) == 0:
+            console.print(f"accelerate's mixed_precision {given} is not used: --dtype and --bf16 name the types.")
+
+
+def _tell(message: str) -> None:
+    console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_once(message: str) -> None:
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of each machine: a file may be missing on one of them
+        _tell(message)

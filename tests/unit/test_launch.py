@@ -1,0 +1,30 @@
+"""alignment/launch.py: what it holds the launcher's settings to, and where an error is told."""
+
+import os
+
+import pytest
+
+from alignment.errors import InputError
+from alignment.launch import launch
+
+
+@pytest.mark.parametrize(("given", "told"), [("bf16", 1), ("no", 0)])
+def test_mixed_precision_of_the_launcher_is_left_out_and_that_is_told(given, told, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", given)
+    seen = []
+    launch(lambda: seen.append(os.environ["ACCELERATE_MIXED_PRECISION"]))
+    assert seen == ["no"]
+    assert capsys.readouterr().err.count(f"mixed_precision {given} is not used") == told
+
+
+@pytest.mark.parametrize(("local_rank", "told"), [(0, 1), (1, 0)])
+def test_an_error_is_told_once_on_each_machine(local_rank, told, monkeypatch, capsys):
+    def fail():
+        monkeypatch.setenv("RANK", str(8 + local_rank))  # of the second machine; later than `launch` would join a group
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        raise InputError("no such file")
+
+    with pytest.raises(SystemExit) as stop:
+        launch(fail)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("error: no such file") == told
