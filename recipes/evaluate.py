@@ -3,7 +3,7 @@
     accelerate launch recipes/evaluate.py --model runs/sft/phase2 --dataset_path dev.csv --output_dir runs/dev
     accelerate launch recipes/evaluate.py --model embedded runs/sft/phase1 runs/sft/phase2 --dataset_path dev.csv
     accelerate launch recipes/evaluate.py --model runs/sft/phase2 --grid num_beams=1,4 length_penalty=0.6,1,1.4
-    accelerate launch recipes/evaluate.py --model runs/sft/phase1 runs/sft/phase2 --combine mbr --samples 4
+    accelerate launch recipes/evaluate.py --model runs/sft/phase1 runs/sft/phase2 --combine mbr --samples 16
     python recipes/evaluate.py --predictions predictions.csv --dataset_path dev.csv --profiles aistages
     python recipes/evaluate.py --compare runs/dev runs/mbr --select aistages --output_dir runs/report
 

@@ -117,7 +117,7 @@ class System:
             why = ": two are as close to each other as the other way round" if combine == "mbr" else ""
             raise InputError(
                 f"--combine {combine}: candidates: {candidates}, and {needed} are needed to choose from{why}. "
-                "Name more models, or ask for samples: --samples 4."
+                "Name more models, or ask for samples: --samples 16."
             )
         if combine in ("lora_average", "distributions") and not several:
             raise InputError(f"--combine {combine}: expected two models or more after --model.")
