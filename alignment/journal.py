@@ -10,6 +10,14 @@ from typing import Any
 
 from accelerate import PartialState
 
+DIGEST = "[0-9a-f]" * 8  # of a run's facts
+
+
+def left_behind(path: Path) -> bool:
+    """Whether a killed run has left texts beside `path`, in one journal or in those of its parts."""
+    name = glob.escape(path.name)
+    return any(any(path.parent.glob(f"{name}{part}.{DIGEST}.*.journal")) for part in ("", ".part[0-9]*"))
+
 
 class Journal:
     """Keeps generated texts by their index in a file of this process, and finds those of an earlier, killed run.
@@ -25,7 +33,7 @@ class Journal:
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         self._header = json.dumps(facts, ensure_ascii=False, sort_keys=True, default=str)
         own = hashlib.sha256(self._header.encode()).hexdigest()[:8]
-        self._of_all = f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.*.journal"  # whatever their facts
+        self._of_all = f"{glob.escape(path.name)}.{DIGEST}.*.journal"  # whatever their facts
         self._pattern = f"{glob.escape(path.name)}.{own}.*.journal"
         self._path = path.with_name(f"{path.name}.{own}.{PartialState().process_index}.journal")
         self.done: dict[int, str] = {}
@@ -41,7 +49,7 @@ class Journal:
                     self.seconds_before = max(self.seconds_before, seconds)
         self._started = time.monotonic() - self.seconds_before
         PartialState().wait_for_everyone()
-        whole = self._path.with_suffix(".new")  # not yet: the texts of the killed run are in no other file
+        whole = self._path.with_name(f"{self._path.name}.new")  # the killed run's texts are in no other file yet
         self._file = whole.open("w", encoding="utf-8")
         self._file.write(self._header + "\n")
         for index, text in self.done.items():
@@ -59,5 +67,5 @@ class Journal:
         self._file.close()
         if kind is None:
             PartialState().wait_for_everyone()
-            for path in self._path.parent.glob(self._of_all):  # an earlier run may have had more processes
+            for path in self._path.parent.glob(f"{self._of_all}*"):  # an earlier run may have had more processes
                 path.unlink(missing_ok=True)

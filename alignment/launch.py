@@ -4,7 +4,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -24,10 +23,9 @@ def launch(main: Callable[[], None]) -> None:
     silence_libraries()
     _use_all_cores()
     _leave_types_to_us()
-    if "LOCAL_RANK" in os.environ:
-        on_cpu = not torch.accelerator.is_available()
-        os.environ |= {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}  # or each would take itself for the only one
-        PartialState(cpu=on_cpu, timeout=timedelta(days=7))  # one may summarise for long after the others have ended
+    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        PartialState(cpu=True)  # or each CPU process would take itself for the only one
     together = True  # all processes end here, or one alone, which the others wait for until the launcher ends them
     try:
         main()

@@ -140,6 +140,7 @@ class Run:
         facts: dict[str, Any],
         overwrite: bool = False,
         resume: str | None = None,
+        how_to_overwrite: str = "--overwrite_output_dir true",
     ) -> "Run":
         """Looks at the folder, refuses to overwrite it, says what is to do, and writes an unfinished run's manifest.
 
@@ -150,6 +151,7 @@ class Run:
             settings: All settings; a continuation must have the same, but for `FREE_SETTINGS`.
             facts: What else belongs into the manifest, such as the data's fingerprints.
             resume: `true` for the last whole checkpoint of the folder, or the path of one.
+            how_to_overwrite: What is to be typed for that, as it is told.
 
         Raises:
             InputError: The folder holds another run, or an unfinished one and `resume` was not asked for.
@@ -157,7 +159,7 @@ class Run:
         outcome: list[Any] = [None]
         if is_main_process():
             try:
-                outcome = [cls._prepare(folder, settings, facts, overwrite, resume)]
+                outcome = [cls._prepare(folder, settings, facts, overwrite, resume, how_to_overwrite)]
             except InputError as error:
                 outcome = [error]
         broadcast_object_list(outcome)
@@ -173,7 +175,13 @@ class Run:
 
     @classmethod
     def _prepare(
-        cls, folder: Path, settings: dict[str, Any], facts: dict[str, Any], overwrite: bool, resume: str | None
+        cls,
+        folder: Path,
+        settings: dict[str, Any],
+        facts: dict[str, Any],
+        overwrite: bool,
+        resume: str | None,
+        how_to_overwrite: str,
     ) -> tuple[dict[str, Any], bool, Path | None]:
         wanted = bool(resume) and str(resume).lower() not in ("false", "no")
         if overwrite and wanted and folder.exists():
@@ -195,7 +203,7 @@ class Run:
             "machine": _machine(),
             "world_size": PartialState().num_processes,
         }
-        finished, checkpoint = cls._inspect(folder, previous, manifest, resume if wanted else None)
+        finished, checkpoint = cls._inspect(folder, previous, manifest, resume if wanted else None, how_to_overwrite)
         if finished and previous:
             return previous, True, None
         manifest["seconds_before"] = _seconds_until(checkpoint, folder, previous) if checkpoint and previous else 0.0
@@ -205,7 +213,11 @@ class Run:
 
     @staticmethod
     def _inspect(
-        folder: Path, previous: dict[str, Any] | None, manifest: dict[str, Any], resume: str | None
+        folder: Path,
+        previous: dict[str, Any] | None,
+        manifest: dict[str, Any],
+        resume: str | None,
+        how_to_overwrite: str,
     ) -> tuple[bool, Path | None]:
         named = None  # a checkpoint by its path
         if resume and resume.lower() not in ("true", "yes"):
@@ -232,7 +244,7 @@ class Run:
         if changed and _has_work(folder):
             raise InputError(
                 f"{folder}: holds a run with other settings ({', '.join(changed[:5])}). "
-                "Choose another --output_dir, or add --overwrite_output_dir true to delete it."
+                f"Choose another --output_dir, or add {how_to_overwrite} to delete it."
             )
         if previous["finished"]:
             return True, None
@@ -242,7 +254,7 @@ class Run:
         if found is not None and not resume:
             raise InputError(
                 f"{folder}: holds an unfinished run ({found.name}). Go on with --resume_from_checkpoint true, "
-                "or add --overwrite_output_dir true to delete it and start again."
+                f"or add {how_to_overwrite} to delete it and start again."
             )
         return False, found
 

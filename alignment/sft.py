@@ -55,12 +55,13 @@ def encode(
     """Encodes fitted records for a phase: examples to train on, held-out ones, and the prompts of `rouge_eval_rows`.
 
     Args:
-        context: Tokens that the model takes, of which those prompts leave `max_new_tokens`; None for no bound.
+        context: Tokens that the model takes, of which those prompts leave `max_new_tokens`; None for no bound. A
+            dialogue whose first turn is longer is not among them.
     """
     which = args.phase2_instructions if phase == 2 else "first"
     sample = held_out[: args.rouge_eval_rows]
     if sample and context:
-        sample, _ = fit_records(sample, form, tokenizer, context, max_new_tokens)
+        sample, _ = fit_records(sample, form, tokenizer, context, max_new_tokens, bad_rows="skip")
     prompts = [prompt_for(record, phase, form, tokenizer) for record in sample]
     return Encoded(
         train=[

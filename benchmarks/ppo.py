@@ -71,7 +71,8 @@ def ours(folder: Path, updates: int, micro_batch: int) -> None:
     from alignment.ppo import PPOConfig, PPOTrainer, Roles
     from alignment.ppo.roles import HEAD, RewardStart
     from alignment.progress import peak_memory_gib
-    from reward.model import SCALE, RewardModel
+    from reward.attribution import Attribution
+    from reward.model import FACTS, RewardModel
     from reward.scorers import of_reward_model
 
     class InTurn(PPOTrainer):
@@ -94,8 +95,9 @@ def ours(folder: Path, updates: int, micro_batch: int) -> None:
     reward = folder / "reward"
     model.save_pretrained(reward)
     save_file({"weight": torch.randn(1, model.config.hidden_size) / 24}, reward / HEAD)
-    scale = {"form": "instruction", "phase": 1, "mean": 0.0, "deviation": 1.0}
-    run.write_json(scale | {"length_slope": 0.0, "mean_log_length": 0.0}, reward / SCALE)
+    facts = {"form": "instruction", "phase": 1, "scale": {"mean": 0.0, "deviation": 1.0}}
+    run.write_json(facts, reward / FACTS)
+    Attribution({}).save(reward)
     for file in (folder / "model").glob("*token*"):
         (reward / file.name).write_bytes(file.read_bytes())
     (reward / "config.json").write_bytes((folder / "model" / "config.json").read_bytes())

@@ -83,6 +83,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from alignment.run import launch
+    from alignment.launch import launch
 
     launch(main)

@@ -23,6 +23,7 @@ from alignment import data, run
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
 from alignment.errors import InputError
 from alignment.generation import Decoding, decoding_grid
+from alignment.journal import left_behind
 from alignment.launch import launch
 from alignment.progress import show_table
 from alignment.submission import fill_empty, write_submission
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{flag} {unknown[0]}: expected some of {', '.join(PROFILES)}.")
     output = Path(args.output_dir)
     if args.compare:
-        goes_on = any(output.glob("submission.*journal"))  # killed as it wrote the submission
+        goes_on = left_behind(output / "submission")  # killed as it wrote the submission
         files = [output / name for name in ("report.html", "best", "submission.csv")]
         run.refuse_existing(files, args.overwrite_output_dir or goes_on)
         compare(args, data_args, output)

@@ -2,7 +2,6 @@
 
     accelerate launch recipes/reward.py
     accelerate launch recipes/reward.py --sft_model runs/my/phase2 --dataset_path train.csv --eval_dataset_path dev.csv
-    python recipes/reward.py --stage label --samples 0
 
 Results: OUTPUT_DIR/data (candidates, labels, and pairs in TRL's columns, for training and held out), OUTPUT_DIR/model,
 report.json and report.html. `--stage` names the last stage to do; what is there already is not done again.
@@ -27,7 +26,7 @@ from reward import candidates, pairs
 from reward.attribution import Attribution
 from reward.labels import LabelArguments, label_candidates, read_ratings, show_examples
 from reward.model import RewardModel, load_scorer
-from reward.report import report, write_report
+from reward.report import report, verdict_files, write_report
 from reward.trainer import make_examples, make_trainer
 
 SPLITS = ("train", "held_out")
@@ -45,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     model_args = models.as_trained(model_args, sft.get("settings", {}))
     output, folder = Path(args.output_dir), Path(args.output_dir) / "data"
+    run.refuse_existing([] if any(output.glob("model*")) else verdict_files(output), args.overwrite_output_dir)
     run.make_folder(folder)
     (train, held_out), rejected = data.load_train_and_eval(data_args)
     everything, more = data.load_all_train(data_args, held_out)  # for what costs seconds
@@ -91,8 +91,8 @@ def main(argv: list[str] | None = None) -> None:
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
     current = run.Run.start("Reward model", output / "model", settings, facts, *resume)
     if not current.finished:
-        for verdict in ("report.json", "report.html"):  # on another model
-            (output / verdict).unlink(missing_ok=True)
+        for file in verdict_files(output):  # on another model
+            file.unlink(missing_ok=True)
         train_model(current, compared, records, Attribution.fit(everything), prompting, model_args, args)
     if args.stage == "report":
         reset_peak_memory()  # the model as it was trained is gone; here it is as it will be used

@@ -78,13 +78,8 @@ def start_phase(
         facts["starts_from"] = {path.name: digest(path) for path in sorted(before.glob("*.safetensors"))}
     folder = before.with_name(f"phase{phase}")
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
-    try:
-        return run.Run.start(f"Phase {phase}", folder, settings, facts, *resume)
-    except InputError as error:
-        if phase == 1:
-            raise
-        alone = str(error).replace("or add --over", "or add --phases 2 --over")  # or phase 1 would be trained again
-        raise InputError(alone) from error
+    alone = "--phases 2 " if phase == 2 else ""  # or phase 1 would be trained again
+    return run.Run.start(f"Phase {phase}", folder, settings, facts, *resume, f"{alone}--overwrite_output_dir true")
 
 
 def digest(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from alignment import data
 from alignment.dialogue import language
+from alignment.journal import left_behind
 from alignment.progress import peak_memory_gib, reset_peak_memory, show_table
 from alignment.run import say, write_json
 from alignment.submission import write_submission
@@ -31,7 +32,7 @@ def files_of(systems: dict[str, System | None], folder: Path) -> dict[str, Path]
 
 def files_to_refuse(systems: dict[str, System | None], folder: Path) -> list[Path]:
     """What `evaluate` would overwrite, but for what a run was writing when it was killed, whose journals are there."""
-    killed = [name for name in systems if any(folder.glob(f"{name}.*.journal"))]
+    killed = [name for name in systems if left_behind(folder / name)]
     files = [file for name, file in files_of(systems, folder).items() if name not in killed]
     return [folder / RESULTS, *files, *([] if killed else [folder / DIALOGUES])]
 

@@ -136,14 +136,20 @@ def calibration(margins: np.ndarray) -> dict[str, Any]:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
+def verdict_files(folder: Path) -> list[Path]:
+    """What `write_report` writes into a folder."""
+    return [folder / "report.json", folder / "report.html"]
+
+
 def write_report(figures: dict[str, Any], title: str, folder: Path) -> None:
     """Writes report.json and report.html, one page that needs no network, into a folder; prints tables and verdict."""
     if not is_main_process():
         return
-    write_json(figures, folder / "report.json")
+    as_json, as_page = verdict_files(folder)
+    write_json(figures, as_json)
     plots = [plot(draw, figures) for draw in (_by_kind, _reliability, _histogram, _lengths)]
     page = Template(_PAGE, autoescape=True).render(style=STYLE, title=title, plots=plots, **figures)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    as_page.write_text(page, encoding="utf-8")
     for heading, rows in (("kind of pair", figures["by_kind"]), ("length", figures["by_length_bin"])):
         show_table(f"Held-out accuracy by {heading}", ("name", "pairs", "accuracy"), rows)
     verdict = "fit for PPO" if figures["fit"] else "UNFIT for PPO: give more dialogues or samples, or train for longer"

@@ -151,7 +151,7 @@ class System:
             weights = self.how.weights if others else None
             repeated, journal = dialogues * count, None  # samples of a dialogue together read it once
             if journals is not None:
-                own_path = path.with_name(f"{path.name}.{number}") if self.how.combine in CHOOSING else path
+                own_path = path.with_name(f"{path.name}.part{number}") if self.how.combine in CHOOSING else path
                 journal = journals.enter_context(summarizer.journal(own_path, repeated, decoding, others, weights))
                 seconds += journal.seconds_before
             texts = summarizer.summarize(repeated, decoding, description, journal, others, weights)

@@ -263,6 +263,14 @@ def test_another_least_accuracy_needs_no_training(copied: Path, flags: Flags):
     assert json.loads((copied / "report.json").read_text("utf-8"))["fit"] is True
 
 
+def test_the_page_of_another_recipe_is_not_deleted(flags: Flags, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_text("of PPO", "utf-8")
+    with pytest.raises(InputError, match=r"report\.html exists\. Choose another --output_dir"):
+        reward.main(flags())
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["report.html"]
+
+
 def test_other_settings_are_refused_and_pairs_left_as_they_were(copied: Path, flags: Flags, tmp_path: Path):
     telling = ["a model was trained on what it holds", "--overwrite_output_dir true"]
     refused(reward.main, flags(roles_weight=5), tmp_path, copied / "data" / "train.labels.jsonl", *telling)

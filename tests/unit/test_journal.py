@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.journal import Journal
+from alignment.journal import Journal, left_behind
 
 FACTS = {"model": "모델", "data": {"rows": 3}, "decoding": {"num_beams": 1}}
 
@@ -83,6 +83,20 @@ def test_texts_made_with_other_facts_are_not_taken(change, tmp_path):
 def test_who_goes_back_to_the_killed_run_after_another_was_killed_too_finds_its_texts(tmp_path):
     leave_behind(tmp_path / "model", {0: "하나"})
     leave_behind(tmp_path / "model", {1: "둘"}, FACTS | {"model": "mistyped"})
+    assert done(tmp_path / "model") == {0: "하나"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_left_behind_is_that_of_this_name_and_of_its_parts(tmp_path):
+    leave_behind(tmp_path / "length_penalty=1.4", {0: "하나"})
+    leave_behind(tmp_path / "run[1].part0", {0: "하나"})
+    names = ("length_penalty=1", "length_penalty=1.4", "run[1]", "run1", "run")
+    assert [name for name in names if left_behind(tmp_path / name)] == ["length_penalty=1.4", "run[1]"]
+
+
+def test_what_a_killed_take_over_left_goes_with_the_rest(tmp_path):
+    file = leave_behind(tmp_path / "model", {0: "하나"})
+    file.with_name(file.name.replace(".0.journal", ".1.journal.new")).write_text("half", "utf-8")
     assert done(tmp_path / "model") == {0: "하나"}
     assert not list(tmp_path.iterdir())
 
