@@ -25,7 +25,7 @@ DIALOGUES = Path(__file__).parents[1] / "alignment" / "dialogues" / "ko"
 
 
 SLOWEST = (
-    "test_launch", "test_ppo_trainer", "test_search", "test_reward", "test_memory_benchmark", "test_ppo", "test_sft",
+    "test_recipes", "test_ppo_trainer", "test_search", "test_reward", "test_memory_benchmark", "test_ppo", "test_sft",
 )  # fmt: skip
 
 

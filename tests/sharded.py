@@ -1,4 +1,4 @@
-"""Run on two processes by `tests/launch/test_launch.py`: a model whose weights FSDP2 shards, against the whole one.
+"""Run on two processes by `tests/launch/test_recipes.py`: a model whose weights FSDP2 shards, against the whole one.
 
 accelerate shards on GPUs only; `fully_shard`, which it calls, works on CPUs too.
 """

@@ -288,7 +288,7 @@ def test_the_page_of_another_recipe_is_not_overwritten(flags: Flags, tmp_path: P
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.html").write_text("of the reward model", "utf-8")
     with pytest.raises(InputError, match=r"report\.html exists\. Choose another --output_dir"):
-        ppo.main(flags(output_dir=tmp_path / "out"))
+        ppo.main(flags())
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["report.html"]
 
 
