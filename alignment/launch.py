@@ -80,7 +80,8 @@ def _leave_types_to_us() -> None:
     if (given := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
         os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
         if int(os.environ.get("RANK", "0")) == 0:
-            console.print(f"accelerate's mixed_precision {given} is not used: --dtype and --bf16 name the types.")
+            told = f"accelerate's mixed_precision {given} is not used: --dtype and --bf16 name the types."
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _tell(message: str) -> None:
