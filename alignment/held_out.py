@@ -1,11 +1,11 @@
-"""What is measured on held-out dialogues while a model is trained: loss by token, and ROUGE of what it writes."""
+"""Held-out dialogues while a model is trained: loss by token, ROUGE of what it writes for them, and one summary."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from alignment.generation import Decoding, generate
@@ -13,25 +13,17 @@ from alignment.generation import Decoding, generate
 
 @dataclass
 class HeldOut:
-    """Dialogues to summarise at each evaluation, and what scores the summaries."""
+    """Dialogues to summarise at each evaluation, what scores the summaries, and what shows the first, with its step.
+
+    Without `show` none is shown.
+    """
 
     prompts: list[list[int]]
     references: list[list[str]]
     score: Callable[[list[str], list[list[str]]], float]
     end_token_id: int
     max_new_tokens: int
-
-    def rouge(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> float:
-        """The score of the summaries that the model writes for them now."""
-        texts = generate(
-            model,
-            tokenizer,
-            self.prompts,
-            end_token_id=self.end_token_id,
-            max_new_tokens=self.max_new_tokens,
-            decoding=Decoding(batch_size=batch_size),
-        )
-        return self.score(texts, self.references)
+    show: Callable[[int, str], None] | None = None
 
 
 class HeldOutRouge(Trainer):
@@ -47,9 +39,37 @@ class HeldOutRouge(Trainer):
         """Held-out loss and, where there are held-out dialogues, `eval_rouge` of the summaries written for them."""
         output = super().evaluation_loop(*args, **kwargs)
         if self.held_out is not None:
-            model, batch_size = self.accelerator.unwrap_model(self.model), self.args.per_device_eval_batch_size
-            output.metrics["eval_rouge"] = self.held_out.rouge(model, self.processing_class, batch_size)
+            output.metrics["eval_rouge"] = self.held_out.score(self.summarise(), self.held_out.references)
         return output
+
+    def summarise(self, rows: int | None = None) -> list[str]:
+        """What the model writes now for the held-out dialogues, or the first few of them."""
+        assert self.held_out is not None
+        texts = generate(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            self.held_out.prompts[:rows],
+            end_token_id=self.held_out.end_token_id,
+            max_new_tokens=self.held_out.max_new_tokens,
+            decoding=Decoding(batch_size=self.args.per_device_eval_batch_size),
+        )
+        if self.held_out.show:
+            self.held_out.show(self.state.global_step, texts[0])
+        return texts
+
+
+class SummaryBefore(TrainerCallback):
+    """Has a trainer show what the model writes before it has learnt anything."""
+
+    def __init__(self, trainer: HeldOutRouge) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """By now the weights lie where they are trained, on several processes too."""
+        if state.global_step == 0:
+            self._trainer.summarise(rows=1)
 
 
 def mean_over_tokens(rows: EvalPrediction) -> dict[str, float]:

@@ -94,6 +94,12 @@ class TrainingProgress(TrainerCallback):
         self._bar.start()
         self._task = self._bar.add_task(self.description, total=state.max_steps, completed=state.global_step, note="")
         self._tokens_before, self._seconds, self._note = state.num_input_tokens_seen, 0.0, ""
+        if state.max_steps == 1 and args.get_warmup_steps(1) and args.lr_scheduler_type != "constant":
+            note = (
+                f"{self.description} has one update, and warm-up begins with a learning rate of 0: nothing is learnt. "
+                "Give it more dialogues, more epochs, fewer --gradient_accumulation_steps, or --warmup_steps 0."
+            )
+            self._bar.console.print(note, highlight=False, soft_wrap=True)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Starts the clock, which stands still during evaluation."""

@@ -1,6 +1,7 @@
 """The frame of every run: output folders that are never overwritten, resume, and the manifest."""
 
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import PartialState
@@ -129,6 +130,7 @@ class Run:
     manifest: dict[str, Any]
     finished: bool  # the result is already there; nothing to do
     checkpoint: Path | None  # where to go on from, or None to begin at the beginning
+    _lock: IO[bytes] | None = None  # of the main process
     _started: float = dataclasses.field(default_factory=time.monotonic)
 
     @classmethod
@@ -154,19 +156,24 @@ class Run:
             how_to_overwrite: What is to be typed for that, as it is told.
 
         Raises:
-            InputError: The folder holds another run, or an unfinished one and `resume` was not asked for.
+            InputError: The folder holds another run, or an unfinished one and `resume` was not asked for, or another
+                process is at work in it.
         """
         outcome: list[Any] = [None]
+        lock = None
         if is_main_process():
             try:
+                lock = _lock(folder)
                 outcome = [cls._prepare(folder, settings, facts, overwrite, resume, how_to_overwrite)]
             except InputError as error:
                 outcome = [error]
         broadcast_object_list(outcome)
+        if lock and (isinstance(outcome[0], InputError) or outcome[0][1]):  # nothing to do
+            lock.close()
         if isinstance(outcome[0], InputError):
             raise outcome[0]
         set_seed(settings["seed"])  # before the model: adapters begin at random
-        current = cls(name, folder, *outcome[0])
+        current = cls(name, folder, *outcome[0], lock)
         if current.finished:
             say(f"{name}: already done, {folder}.")
         elif current.checkpoint:
@@ -300,8 +307,29 @@ class Run:
             write_json(self.manifest, self.folder / MANIFEST)
             if read_manifest(_replaced(self.folder)) is not None:
                 shutil.rmtree(_replaced(self.folder), ignore_errors=True)
+        if self._lock:
+            self._lock.close()
         PartialState().wait_for_everyone()  # the others look for it next
         say(f"{self.name}: done in {self.manifest['seconds'] / 60:.1f} min, {self.folder}.")
+
+
+def _lock(folder: Path) -> IO[bytes] | None:
+    """Keeps other processes out of a folder until the file is closed, or this process ends, however it ends.
+
+    The file lies beside the folder, which may be set aside. None where there can be no file, or no lock on it.
+    """
+    path = folder.resolve().with_name(f".{folder.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"{folder}: another process is at work there. Wait for it or end it, or choose another --output_dir."
+        ) from error
+    except OSError:
+        return None
+    return file
 
 
 def _has_work(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 Departs from TRL 1.16 in three ways. The vocabulary head is computed where a label is and nowhere else: off the GPU TRL
 computes it at every position, and a summary is a sixth of the tokens. The held-out loss is the mean over tokens, not
 over batches, so that it does not change with their size or the number of processes. And evaluation also writes
-summaries and scores them.
+summaries, scores them, and shows one.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from alignment.dialogue import (
     prompt_for,
 )
 from alignment.head import loss_in_head
-from alignment.held_out import HeldOut, HeldOutRouge, mean_over_tokens
+from alignment.held_out import HeldOut, HeldOutRouge, SummaryBefore, mean_over_tokens
 from alignment.progress import TrainingProgress
 from alignment.training import AdapterCheckpoints, add_callbacks, return_freed_memory
 
@@ -51,10 +51,13 @@ def encode(
     max_new_tokens: int,
     score: Callable[[list[str], list[list[str]]], float],
     context: int | None = None,
+    show: Callable[[int, str], None] | None = None,
 ) -> Encoded:
     """Encodes fitted records for a phase: examples to train on, held-out ones, and the prompts of `rouge_eval_rows`.
 
     Args:
+        score: What scores summaries by their references.
+        show: What shows the summary of the first held-out dialogue, with the step it was written at.
         context: Tokens that the model takes, of which those prompts leave `max_new_tokens`; None for no bound. A
             dialogue whose first turn is longer is not among them.
     """
@@ -76,6 +79,7 @@ def encode(
             score=score,
             end_token_id=end_token_id(form, tokenizer),
             max_new_tokens=max_new_tokens,
+            show=show,
         ),
     )
 
@@ -147,4 +151,6 @@ def make_trainer(
         held_out=encoded.summaries if encoded.summaries.prompts else None,
     )
     add_callbacks(trainer, TrainingProgress(description), args.early_stopping_patience)
+    if trainer.held_out and trainer.held_out.show:
+        trainer.add_callback(SummaryBefore(trainer))
     return trainer

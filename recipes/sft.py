@@ -99,10 +99,15 @@ def train_phase(
     """Takes a phase to a finished folder."""
     (train, held_out), phase = split, current.manifest["phase"]
     reset_peak_memory()  # phase 1's model is gone
+
+    def show(step: int, text: str) -> None:
+        run.say(f"Phase {phase} step {step} writes: {' '.join(text.split())}")
+
     encoded = encode(
         train, held_out, phase, prompt_args.prompt_form, tokenizer, args, prompt_args.max_new_tokens,
         score=lambda texts, references: rouge(texts, references, args.rouge_profile).mean,
         context=models.context_tokens(model_args.model_name_or_path, model_args.model_revision),
+        show=show,
     )  # fmt: skip
     phase_args = copy.copy(args)
     phase_args.output_dir = str(current.folder)
@@ -111,6 +116,8 @@ def train_phase(
         phase_args.learning_rate = args.phase2_learning_rate or args.learning_rate
     model = models.load_for_training(model_args, start_from=current.folder.with_name("phase1") if phase == 2 else None)
     trainer = make_trainer(model, tokenizer, phase_args, encoded, f"Phase {phase}")
+    if encoded.summaries.references:
+        run.say(f"Phase {phase}, a held-out dialogue's reference: {encoded.summaries.references[0][0]}")
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
     current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)

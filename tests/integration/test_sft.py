@@ -89,6 +89,19 @@ def test_the_manifest_tells_what_made_the_result(finished: Path, phase: int):
     assert told["peak_memory_gib"] > 0
 
 
+def test_a_held_out_summary_is_shown_before_training_and_at_each_evaluation(
+    sft_flags_for: Flags, tmp_path: Path, dialogues: Path, capsys: pytest.CaptureFixture[str]
+):
+    train(sft_flags_for(tmp_path / "out", phases=1, max_steps=2, eval_steps=1, load_best_model_at_end=False))
+    lines = capsys.readouterr().err.splitlines()
+    written = {line.split(" writes: ")[0]: line.split(" writes: ")[1] for line in lines if " writes: " in line}
+    assert list(written) == [f"Phase 1 step {step}" for step in (0, 1, 2)]
+    assert written["Phase 1 step 0"]
+    assert written["Phase 1 step 0"] != written["Phase 1 step 2"]  # two updates from there
+    reference = load_records(dialogues, split="eval")[0][0].references[0]
+    assert f"Phase 1, a held-out dialogue's reference: {reference}" in lines
+
+
 @pytest.mark.parametrize("phase", ["phase1", "phase2"])
 @pytest.mark.parametrize("name", ["eval_loss", "eval_rouge"])
 def test_held_out_figures_are_logged_at_each_evaluation(finished: Path, phase: str, name: str):

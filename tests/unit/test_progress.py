@@ -32,3 +32,22 @@ def test_tokens_a_second_are_those_of_training_without_its_evaluations(tmp_path,
     assert held_out == "Phase 1 step 1: held-out loss 2.25, rouge 12.35"
     rate = float(re.fullmatch(r"Phase 1 step 2/4: loss 2\.500, ([\d,]+) tokens/s, .*", second)[1].replace(",", ""))
     assert rate == pytest.approx(200 / seconds, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("updates", "settings", "told"),
+    [
+        (1, {"warmup_steps": 0.1}, True),
+        (1, {"warmup_steps": 0}, False),
+        (1, {"warmup_steps": 0.1, "lr_scheduler_type": "constant"}, False),
+        (2, {"warmup_steps": 0.1}, False),
+    ],
+)
+def test_one_update_of_warm_up_alone_is_told(
+    updates: int, settings: dict, told: bool, tmp_path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = TrainingArguments(str(tmp_path), **settings)
+    progress = TrainingProgress("Phase 1")
+    progress.on_train_begin(arguments, TrainerState(max_steps=updates), TrainerControl())
+    progress.on_train_end(arguments, TrainerState(max_steps=updates), TrainerControl())
+    assert ("Phase 1 has one update" in capsys.readouterr().err) is told

@@ -1,11 +1,16 @@
-"""alignment/run.py: what a manifest says of a run that was killed and went on."""
+"""alignment/run.py: the seconds of a run that was killed and went on, and one run a folder at a time."""
 
 import json
 import os
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pytest
+from recipe_runs import FORKED, forked
 from transformers.trainer_callback import TrainerState
 
+from alignment.errors import InputError
 from alignment.run import MANIFEST, Run
 
 
@@ -43,3 +48,43 @@ def test_a_run_that_begins_again_counts_from_its_beginning(tmp_path: Path):
     assert current.checkpoint is None
     current.finish()
     assert current.manifest["seconds"] < 10
+
+
+def work(folder: Path, said: Connection) -> None:
+    """Starts a run, says so, and is at work until it is killed."""
+    current = start(folder)
+    said.send(current.finished)
+    time.sleep(300)
+
+
+def test_a_folder_where_another_process_is_at_work_is_left_alone_until_that_ends(tmp_path: Path):
+    folder = tmp_path / "run"
+    hearing, said = FORKED.Pipe(duplex=False)
+    other = forked(work, folder, said)
+    assert hearing.recv() is False
+    manifest = (folder / MANIFEST).read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"run: another process is at work there. Wait for it or end it"):
+            Run.start("Run", folder, {"seed": 1}, {}, overwrite)
+        assert (folder / MANIFEST).read_bytes() == manifest
+    other.kill()
+    other.join()
+    start(folder).finish()
+    assert start(folder).finished
+
+
+def test_a_finished_run_keeps_nobody_out(tmp_path: Path):
+    current = start(tmp_path / "run")
+    current.finish()
+    hearing, said = FORKED.Pipe(duplex=False)
+    other = forked(work, tmp_path / "run", said)
+    assert hearing.recv() is True
+    assert start(tmp_path / "run").finished
+    other.kill()
+    other.join()
+
+
+def test_a_folder_beside_which_nothing_can_be_written_takes_a_run(tmp_path: Path):
+    (tmp_path / ".run.lock").mkdir()  # where the file would be
+    start(tmp_path / "run").finish()
+    assert start(tmp_path / "run").finished
