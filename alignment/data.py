@@ -16,13 +16,13 @@ from typing import Any
 
 from alignment.arguments import DataArguments
 from alignment.errors import InputError
-from alignment.formats import file_rows, listed, write_rows
+from alignment.formats import EXTENSIONS, file_rows, listed, write_rows
 from alignment.run import is_main_process, say
 
 EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
-EXTENSIONS = (".csv", ".jsonl", ".json")
-SPLIT_STEMS = {"train": ("train",), "eval": ("eval", "dev", "validation", "valid", "test")}
-HUB_SPLITS = {"train": ("train",), "eval": ("validation", "dev", "test")}
+SPLIT_STEMS = {"train": ("train",), "eval": ("eval", "dev", "validation", "valid", "val", "test")}
+HUB_SPLITS = {"train": ("train",), "eval": ("validation", "valid", "val", "dev", "test")}
+SHOWN = 20  # names in a message
 # Where each field of a record is looked for, first match first; `columns` puts the user's own name in their place.
 KEYS = {
     "id": ("fname", "id"),
@@ -299,7 +299,9 @@ def _find_rows(
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
         cure = """say which of these holds which field, for example --columns '{"dialogue": "text"}'"""
         cure = cure if "dialogue" in keys else "rename the ones that are meant"
-        raise InputError(f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {cure}")
+        cure += ", or add a column id" if "id" in needed and known.isdisjoint(keys["id"]) else ""
+        there = listed([*present][:SHOWN]) + (f" and {len(present) - SHOWN} more" if len(present) > SHOWN else "")
+        raise InputError(f"{source}: no column or key {listed(missing)}; there are {there}; {cure}")
     return source, rows
 
 
@@ -369,8 +371,8 @@ def _several(value: Any) -> list[Any]:
 
 def _turn(number: int, turn: Any) -> str:
     """`speaker: utterance` on one line, since a line is a turn from here on; nothing where nothing was said."""
-    speaker = _within(turn, "speaker") or _within(turn, "participantID")
-    if not speaker:
+    speaker = next((name for key in ("speaker", "participantID") if (name := _within(turn, key)) is not None), "")
+    if speaker == "":
         raise InputError(f"turn {number} has no speaker or participantID: {turn!r:.60}")
     utterance = _text(f"utterance of turn {number}", _within(turn, "utterance")).replace("\n", " ")
     return f"{speaker}: {utterance}" if utterance else ""

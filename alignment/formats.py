@@ -1,20 +1,28 @@
 """A file -> its rows: JSON, JSON lines or CSV, told apart by content, with faults told by line; and rows -> a file."""
 
+import codecs
 import contextlib
 import csv
 import io
 import json
 import os
 import re
-import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import InputError
 
+EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json")
 # An object, or a list of objects; a chat log may well begin with [name] [time].
 _JSON = re.compile(r"\{|\[\s*([{\]]|$)")
+# What a file that is no text begins with, and what is to be done.
+_SIGNS = {
+    b"PK": "it is an Excel workbook or a zip: save the sheet as CSV UTF-8, or unpack it",
+    b"\xd0\xcf\x11\xe0": "it is an Excel workbook: save the sheet as CSV UTF-8",
+    b"\x1f\x8b": "it is compressed: unpack it with gunzip",
+}
 
 
 def listed(words: Iterable[str]) -> str:
@@ -26,19 +34,21 @@ def read_text(path: Path) -> str:
     """The text of a file, with newlines as line ends and without a byte-order mark.
 
     Raises:
-        InputError: The file cannot be read, is not UTF-8, or is empty.
+        InputError: The file cannot be read, is neither UTF-8 nor UTF-16 with its mark, or is empty.
     """
     try:
         raw = path.read_bytes()
-        text = raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Excel's "Unicode text" is
+        text = raw.decode("utf-16" if marked else "utf-8").removeprefix("\ufeff")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        cure = "save it as UTF-8"
-        with contextlib.suppress(UnicodeDecodeError):
-            raw.decode("cp949")
-            old, new = shlex.quote(str(path)), shlex.quote(str(path.with_stem(f"{path.stem}_utf8")))
-            cure = f"it looks like CP949: save it as UTF-8, for example iconv -f CP949 -t UTF-8 {old} > {new}"
+        cure = next((cure for sign, cure in _SIGNS.items() if raw.startswith(sign)), "save it as UTF-8")
+        if cure == "save it as UTF-8":
+            with contextlib.suppress(UnicodeDecodeError):
+                raw.decode("cp949")
+                cure = "it looks like CP949: save it as UTF-8 (iconv -f CP949 -t UTF-8 does so)"
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; {cure}") from error
     if not text.strip():
         raise InputError(f"{path}: the file is empty")
@@ -46,14 +56,24 @@ def read_text(path: Path) -> str:
 
 
 def is_plain_text(path: Path, columns: set[str]) -> bool:
-    """Whether a file holds bare dialogue: no JSON, and no CSV, whose first line would name columns.
+    """Whether a file holds bare dialogue: no JSON, and no CSV, whose first line names columns.
 
     Args:
-        columns: Names by which even a CSV of one column is known.
+        columns: Names by which a CSV is known. Without one of them it is a CSV by its ending, or if all of its lines
+            have as many fields, and no colon ends a speaker's name before the first comma.
     """
-    first_line = read_text(path).lstrip().partition("\n")[0]
-    is_header = ("," in first_line and ":" not in first_line.partition(",")[0]) or first_line.strip(' "') in columns
-    return not _JSON.match(first_line) and not is_header
+    text = read_text(path).lstrip()
+    first_line = text.partition("\n")[0]
+    header = first_line.split(_delimiter(first_line))
+    if _JSON.match(first_line) or path.suffix.lower() in EXTENSIONS or columns & {name.strip(' "') for name in header}:
+        return False
+    if len(header) == 1 or re.search("[:：]", header[0]):
+        return True
+    try:
+        _csv_rows(path, text)
+    except InputError:
+        return True
+    return False
 
 
 def write_rows(rows: Iterable[dict[str, Any]], path: Path, keep: bool = False) -> None:
@@ -103,8 +123,15 @@ def _json_rows(path: Path, text: str) -> list[Any]:
     return rows if isinstance(rows, list) else values
 
 
+def _delimiter(header: str) -> str:
+    """A comma; a tab or a semicolon where the header has no comma."""
+    return next((sign for sign in ",\t;" if sign in header), ",")
+
+
 def _csv_rows(path: Path, text: str) -> list[Any]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    csv.field_size_limit(sys.maxsize)  # by default a field of an hour's meeting is taken for an open quote
+    delimiter = _delimiter(text.lstrip().partition("\n")[0])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     lines, start = [], 1
     try:
         for fields in reader:
@@ -115,11 +142,14 @@ def _csv_rows(path: Path, text: str) -> list[Any]:
         place = f"in the row that starts at line {start} (noticed at line {reader.line_num})"
         cure = 'close every quote, and write a quote inside a field as ""'
         raise InputError(f"{path}: broken CSV {place}: {error}; {cure}") from error
+    while lines[1:] and not any(map(str.strip, lines[-1][1])):  # what a spreadsheet leaves below its rows
+        lines.pop()
     header = [name.strip() for name in lines[0][1]]
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
+    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
         raise InputError(f"{path}: the header names {listed(repeated)} more than once; rename all but one")
     for start, fields in lines:
         if len(fields) != len(header):
             cure = "put text with commas or line breaks in double quotes"
             raise InputError(f"{path}: line {start}: {len(fields)} fields, but the header has {len(header)}; {cure}")
-    return [dict(zip(header, fields, strict=True)) for _, fields in lines[1:]]
+    rows = (zip(header, fields, strict=True) for _, fields in lines[1:])
+    return [{name: value for name, value in row if name} for row in rows]  # a column without a name is nobody's

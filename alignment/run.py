@@ -130,7 +130,7 @@ class Run:
     manifest: dict[str, Any]
     finished: bool  # the result is already there; nothing to do
     checkpoint: Path | None  # where to go on from, or None to begin at the beginning
-    _lock: IO[bytes] | None = None  # of the main process
+    _lock: IO[bytes] | None = dataclasses.field(default=None, init=False)  # of the main process
     _started: float = dataclasses.field(default_factory=time.monotonic)
 
     @classmethod
@@ -168,13 +168,14 @@ class Run:
             except InputError as error:
                 outcome = [error]
         broadcast_object_list(outcome)
-        if lock and (isinstance(outcome[0], InputError) or outcome[0][1]):  # nothing to do
-            lock.close()
         if isinstance(outcome[0], InputError):
+            _unlock(lock)
             raise outcome[0]
         set_seed(settings["seed"])  # before the model: adapters begin at random
-        current = cls(name, folder, *outcome[0], lock)
+        current = cls(name, folder, *outcome[0])
+        current._lock = lock
         if current.finished:
+            _unlock(lock)
             say(f"{name}: already done, {folder}.")
         elif current.checkpoint:
             say(f"{name}: going on from {current.checkpoint}.")
@@ -307,29 +308,37 @@ class Run:
             write_json(self.manifest, self.folder / MANIFEST)
             if read_manifest(_replaced(self.folder)) is not None:
                 shutil.rmtree(_replaced(self.folder), ignore_errors=True)
-        if self._lock:
-            self._lock.close()
+        _unlock(self._lock)
         PartialState().wait_for_everyone()  # the others look for it next
         say(f"{self.name}: done in {self.manifest['seconds'] / 60:.1f} min, {self.folder}.")
 
 
 def _lock(folder: Path) -> IO[bytes] | None:
-    """Keeps other processes out of a folder until the file is closed, or this process ends, however it ends.
+    """Keeps other processes out of a folder until `_unlock`, or this process ends, however it ends.
 
     The file lies beside the folder, which may be set aside. None where there can be no file, or no lock on it.
     """
     path = folder.resolve().with_name(f".{folder.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            file = path.open("wb")
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+            file.close()  # who had it removed it meanwhile
     except BlockingIOError as error:
         raise InputError(
             f"{folder}: another process is at work there. Wait for it or end it, or choose another --output_dir."
         ) from error
     except OSError:
         return None
-    return file
+
+
+def _unlock(file: IO[bytes] | None) -> None:
+    if file:
+        Path(file.name).unlink(missing_ok=True)
+        file.close()
 
 
 def _has_work(folder: Path) -> bool:

@@ -76,9 +76,8 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{flag} {unknown[0]}: expected some of {', '.join(PROFILES)}.")
     output = Path(args.output_dir)
     if args.compare:
-        goes_on = left_behind(output / "submission")  # killed as it wrote the submission
-        files = [output / name for name in ("report.html", "best", "submission.csv")]
-        run.refuse_existing(files, args.overwrite_output_dir or goes_on)
+        overwrite = args.overwrite_output_dir or left_behind(output / "submission")  # killed as it wrote the submission
+        run.refuse_existing([output / name for name in ("report.html", "best", "submission.csv")], overwrite)
         compare(args, data_args, output)
         return
 
@@ -113,12 +112,13 @@ def compare(args: EvaluateArguments, data_args: DataArguments, output: Path) -> 
     records, entries = read_runs([Path(folder) for folder in args.compare or []])
     profiles = args.profiles or usual_profiles(records)
     profiles += [args.select] if args.select and args.select not in profiles else []
-    dialogues = args.submission and data.load_records(args.submission, split="eval", columns=data_args.columns)[0]
+    options = {"split": "eval", "bad_rows": data_args.bad_rows, "columns": data_args.columns}
+    dialogues, rejected = data.load_records(args.submission, **options) if args.submission else ([], [])
     run.make_folder(output)
+    data.write_rejected(rejected, output / "submission.rejected.jsonl")
     write_leaderboard(leaderboard(records, entries, profiles), output)
     best = select(records, entries, args.select, output / "best") if args.select else None
-    if best and dialogues:
-        texts = [record.dialogue for record in dialogues]
+    if best and (texts := [record.dialogue for record in dialogues]):
         with ExitStack() as journals:
             raw, _ = best.summarize(texts, "Submission", journals, output / "submission")
             summaries = fill_empty(texts, mend(texts, raw, best.how.postprocess))

@@ -9,6 +9,7 @@ order; or it is plain text, with a blank line between two dialogues, and the out
 started again with an output file, it writes only the summaries that are still missing.
 """
 
+import re
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -85,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
 def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | None, list[data.Rejected]]:
     """Dialogues, their ids, which plain text has none of, and bad rows."""
     if Path(source).is_file() and is_plain_text(Path(source), data.column_names(row_args.columns)):
-        return [block.strip() for block in read_text(Path(source)).split("\n\n") if block.strip()], None, []
+        blocks = re.split(r"\n\s*\n", read_text(Path(source)))
+        return [block.strip() for block in blocks if block.strip()], None, []
     options = {"bad_rows": row_args.bad_rows, "columns": row_args.columns}
     records, rejected = data.load_records(source, split="eval", **options)
     return [record.dialogue for record in records], [record.id for record in records], rejected

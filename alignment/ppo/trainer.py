@@ -373,6 +373,8 @@ class PPOTrainer(AdapterCheckpoints):
     # Checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # the trainer calls every process
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         self.roles.save(folder)
         self.processing_class.save_pretrained(str(folder))

@@ -86,7 +86,7 @@ def test_a_csv_may_go_to_standard_output(run, summaries, capsys):
 
 
 def test_plain_text_becomes_a_line_for_each_dialogue(run, summaries, capsys):
-    run(f"{FIRST}\n\n{SECOND}\n\n\n{FIRST}\n")
+    run(f"{FIRST}\n \t\n{SECOND}\n\n\n{FIRST}\n")
     assert capsys.readouterr().out == "".join(f"{summaries[text]}\n" for text in (FIRST, SECOND, FIRST))
 
 

@@ -259,8 +259,10 @@ def compared(two_runs, tmp_path) -> Callable[..., Path]:
 def test_the_best_system_works_alone_and_writes_what_was_scored(compared, two_runs, dialogues, tmp_path):
     test = tmp_path / "test.jsonl"
     rows = [{"no": record.id, "dialogue": record.dialogue} for record in data.load_records(dialogues, split="eval")[0]]
-    test.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
-    folder = compared(select="strict", submission=test, columns='{"id": "no"}')
+    test.write_text("\n".join(json.dumps(row) for row in [*rows, {"no": "bad", "dialogue": ""}]), "utf-8")
+    folder = compared(select="strict", submission=test, columns='{"id": "no"}', bad_rows="skip")
+    (line,) = (folder / "submission.rejected.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line)["fault"] == "empty dialogue"
     assert (folder / "report.html").is_file()
     board = json.loads((folder / "leaderboard.json").read_text("utf-8"))
     assert "lora_average-phase1+phase2" in json.dumps(board)
@@ -271,8 +273,9 @@ def test_the_best_system_works_alone_and_writes_what_was_scored(compared, two_ru
     assert (system.how.combine, system.decoding.num_beams) == ("lora_average", 2)
     expected = predictions_in(two_runs[0])
     summarize.main(
-        ["--model", str(best), "--input", str(test), "--output", str(tmp_path / "out.csv"), "--columns", '{"id": "no"}']
-    )
+        ["--model", str(best), "--input", str(test), "--output", str(tmp_path / "out.csv"), "--columns", '{"id": "no"}',
+         "--bad_rows", "skip"]
+    )  # fmt: skip
     assert predictions_in(tmp_path, "out.csv") == expected
     assert predictions_in(folder, "submission.csv") == expected
 

@@ -170,6 +170,11 @@ def test_crlf_csv_reads_like_lf(write):
     assert load_records(write(text.replace("\n", "\r\n"), "crlf"))[0] == load_records(write(text, "lf"))[0]
 
 
+def test_a_speaker_may_be_the_number_nought(write):
+    turns = [{"speaker": 0, "utterance": "네."}, {"participantID": 1, "utterance": "응."}]
+    assert load_records(write([{"id": "a", "dialogue": turns}]))[0][0].dialogue == "0: 네.\n1: 응."
+
+
 def test_text_is_kept_but_for_blanks_at_line_ends(write):
     decomposed = "\u1100\u1161"  # not NFC, and kept so
     records, _ = load_records(write([row(dialogue=f" A:  {decomposed} \t\n\nB:  y  \n")]))
@@ -192,18 +197,6 @@ def test_columns_rename_fields_and_win_over_the_usual_names(write):
 
 
 # --- faults of a file -------------------------------------------------------------------------------------------------
-
-
-def test_cp949_names_the_byte_and_the_command(write):
-    path = write("fname,dialogue\na,안녕\n".encode("cp949"), "old name.csv")
-    fault = fault_of(path)
-    assert "not UTF-8 at byte 17" in fault
-    assert f"looks like CP949: save it as UTF-8, for example iconv -f CP949 -t UTF-8 '{path}' > " in fault
-
-
-def test_other_encodings_only_ask_for_utf8(write):
-    fault = fault_of(write("fname,dialogue\na,hi\n".encode("utf-16")))
-    assert fault.endswith("not UTF-8 at byte 0; save it as UTF-8")
 
 
 def test_broken_json_line_is_named_with_column_and_the_parsers_word(write):
@@ -266,6 +259,11 @@ def test_missing_column_names_it_those_present_and_the_cure(write, content):
     assert "no column or key dialogue; there are fname, name, text; say which of these" in fault
 
 
+def test_of_many_names_the_first_are_told(write):
+    fault = fault_of(write([{f"d{i}": "A: x" for i in range(3000)}]))
+    assert ", d19 and 2980 more; say which" in fault
+
+
 @pytest.mark.parametrize("content", ['dialogue\n네.\n" "\n안녕.\n', [{"dialogue": t} for t in ("네.", " ", "안녕.")]])
 def test_rows_without_ids_are_numbered_as_messages_number_them(write, content, capsys):
     records, rejected = load_records(write(content), bad_rows="skip")
@@ -286,6 +284,7 @@ def test_a_mapped_id_column_that_is_missing_is_not_made_up(write):
 def test_rows_are_not_numbered_where_a_column_of_another_name_may_hold_their_ids(write):
     fault = fault_of(write([{"ID": "a", "dialogue": "네."}]))
     assert "no column or key fname or id; there are ID, dialogue; say which of these" in fault
+    assert fault.endswith(", or add a column id")
 
 
 def test_an_id_missing_from_one_row_only_is_a_fault(write):
@@ -406,7 +405,7 @@ def test_folder_splits_by_stem(write, tmp_path):
 
 
 def test_eval_stems_in_their_order(write, tmp_path):
-    for stem in ("test", "valid", "validation", "dev", "eval"):
+    for stem in ("test", "val", "valid", "validation", "dev", "eval"):
         path = write([row()], f"{stem}.jsonl")
         assert find_split(tmp_path, "eval") == path
 

@@ -71,6 +71,7 @@ def test_a_folder_where_another_process_is_at_work_is_left_alone_until_that_ends
     other.join()
     start(folder).finish()
     assert start(folder).finished
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no lock stays
 
 
 def test_a_finished_run_keeps_nobody_out(tmp_path: Path):

@@ -1,0 +1,107 @@
+"""alignment/formats.py: files as spreadsheets and chat programs save them, and what is bare dialogue."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from alignment.data import column_names
+from alignment.errors import InputError
+from alignment.formats import file_rows, is_plain_text, read_text
+
+HELLO = "상담사: 안녕하세요, 고객님.\n고객: 네; 반가워요."
+ROWS = [{"fname": "a", "dialogue": HELLO, "summary": "인사"}, {"fname": "b", "dialogue": "A: 응", "summary": "답"}]
+
+
+def table(delimiter: str = ",", **options) -> str:
+    """`ROWS` as a spreadsheet saves them."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(ROWS[0]), delimiter=delimiter, **options)
+    writer.writeheader()
+    writer.writerows(ROWS)
+    return file.getvalue()
+
+
+def file_of(folder: Path, content: str | bytes, name: str = "file.txt") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        table(),
+        table("\t"),
+        table(";"),
+        table("\t").encode("utf-16"),  # Excel's "Unicode text"
+        table(quoting=csv.QUOTE_ALL).replace('","', '", "'),
+        re.sub(r"(summary|인사|답)\r\n", r"\1,,\r\n", table()) + ",,,,\r\n" * 3,
+        "," + table().replace("\r\nb", "\r\n1,b").replace("\r\na", "\r\n0,a"),  # pandas with its index
+        table() + " \r\n",
+    ],
+    ids=["commas", "tabs", "semicolons", "UTF-16", "blanks", "empty columns and rows", "unnamed index", "blank end"],
+)
+def test_spreadsheets_say_the_same_however_they_are_saved(content: str | bytes, tmp_path: Path):
+    path = file_of(tmp_path, content)
+    rows = [{name: row[name].replace("\r\n", "\n") for name in ROWS[0]} for row in file_rows(path)]
+    assert rows == ROWS
+    assert {*file_rows(path)[0]} == {*ROWS[0]}
+    assert not is_plain_text(path, column_names(None))
+
+
+def test_a_field_may_be_as_long_as_a_meeting(tmp_path: Path):
+    turn = "A: 그건 다음에 이야기합시다.\n"
+    (row,) = file_rows(file_of(tmp_path, f'id,dialogue\na,"{turn * 20_000}"\n'))
+    assert row["dialogue"] == turn * 20_000
+
+
+@pytest.mark.parametrize(
+    ("start", "telling"),
+    [
+        (b"PK\x03\x04\x14\x00\x06\xff", "Excel workbook or a zip: save the sheet as CSV UTF-8"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "Excel workbook: save the sheet as CSV UTF-8"),
+        (b"\x1f\x8b\x08\x00", "compressed: unpack it with gunzip"),
+        ("fname,dialogue\na,안녕\n".encode("cp949"), "looks like CP949: save it as UTF-8 (iconv -f CP949 -t UTF-8"),
+        (b"\x80\xff\xff", "save it as UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tmp_path: Path):
+    path = file_of(tmp_path, start)
+    with pytest.raises(InputError, match="not UTF-8 at byte") as told:
+        read_text(path)
+    assert str(told.value).startswith(str(path))
+    assert telling in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "plain"),
+    [
+        (HELLO, True),
+        ("안녕하세요, 고객님\n네\n", True),
+        ("상담사： 네, 고객님\n고객： 네, 네\n", True),
+        ("김 팀장(개발, 1팀): 안녕하세요.\n이 대리: 네.\n", True),
+        ("홍길동, 김철수 님과 카카오톡 대화\n[홍길동] [오후 3:21] 안녕\n", True),
+        ("[홍길동] [오후 3:21] 안녕, 철수야\n", True),
+        ("10:30\tA\t안녕\n10:31\tB\t응\n", True),
+        ("대화,요약\n안녕,인사\n", False),  # which column is which is asked then
+        ("대화\t요약\n안녕\t인사\n", False),
+        ("dialogue\n안녕.\n", False),
+        ('{"id": "a", "dialogue": "A: 안녕"}\n', False),
+    ],
+)
+def test_bare_dialogue_is_told_from_a_table(content: str, plain: bool, tmp_path: Path):
+    assert is_plain_text(file_of(tmp_path, content), column_names(None)) is plain
+    assert not is_plain_text(file_of(tmp_path, content, "file.csv"), column_names(None))
+
+
+def test_a_table_is_known_by_the_names_that_the_user_gives(tmp_path: Path):
+    path = file_of(tmp_path, "대화\n안녕.\n")
+    assert is_plain_text(path, column_names(None))
+    assert not is_plain_text(path, column_names({"dialogue": "대화"}))
+
+
+def test_a_table_of_nothing_has_no_columns(tmp_path: Path):
+    assert file_rows(file_of(tmp_path, ",,\n,,\n")) == []
