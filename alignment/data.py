@@ -299,7 +299,7 @@ def _find_rows(
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
         cure = """say which of these holds which field, for example --columns '{"dialogue": "text"}'"""
         cure = cure if "dialogue" in keys else "rename the ones that are meant"
-        cure += ", or add a column id" if "id" in needed and known.isdisjoint(keys["id"]) else ""
+        cure += f", or add a column {keys['id'][-1]}" if "id" in needed and known.isdisjoint(keys["id"]) else ""
         there = listed([*present][:SHOWN]) + (f" and {len(present) - SHOWN} more" if len(present) > SHOWN else "")
         raise InputError(f"{source}: no column or key {listed(missing)}; there are {there}; {cure}")
     return source, rows
@@ -371,8 +371,8 @@ def _several(value: Any) -> list[Any]:
 
 def _turn(number: int, turn: Any) -> str:
     """`speaker: utterance` on one line, since a line is a turn from here on; nothing where nothing was said."""
-    speaker = next((name for key in ("speaker", "participantID") if (name := _within(turn, key)) is not None), "")
-    if speaker == "":
+    names = (_within(turn, key) for key in ("speaker", "participantID"))
+    if (speaker := next((name for name in names if name not in (None, "")), None)) is None:
         raise InputError(f"turn {number} has no speaker or participantID: {turn!r:.60}")
     utterance = _text(f"utterance of turn {number}", _within(turn, "utterance")).replace("\n", " ")
     return f"{speaker}: {utterance}" if utterance else ""

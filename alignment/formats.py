@@ -17,9 +17,10 @@ from alignment.errors import InputError
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json")
 # An object, or a list of objects; a chat log may well begin with [name] [time].
 _JSON = re.compile(r"\{|\[\s*([{\]]|$)")
+_TURN = re.compile(r'\[|[^,:："]{1,40}[:：]')  # begins with a speaker, or as chats are exported
 # What a file that is no text begins with, and what is to be done.
 _SIGNS = {
-    b"PK": "it is an Excel workbook or a zip: save the sheet as CSV UTF-8, or unpack it",
+    b"PK\x03\x04": "it is an Excel workbook or a zip: save the sheet as CSV UTF-8, or unpack it",
     b"\xd0\xcf\x11\xe0": "it is an Excel workbook: save the sheet as CSV UTF-8",
     b"\x1f\x8b": "it is compressed: unpack it with gunzip",
 }
@@ -56,24 +57,26 @@ def read_text(path: Path) -> str:
 
 
 def is_plain_text(path: Path, columns: set[str]) -> bool:
-    """Whether a file holds bare dialogue: no JSON, and no CSV, whose first line names columns.
+    """Whether a file holds bare dialogue: no JSON, and no table, whose first line names columns.
 
     Args:
-        columns: Names by which a CSV is known. Without one of them it is a CSV by its ending, or if all of its lines
-            have as many fields, and no colon ends a speaker's name before the first comma.
+        columns: Names by which a table is known. One without any is known by its ending, or by lines of as many fields
+            between commas; then it is asked which column is which.
     """
     text = read_text(path).lstrip()
-    first_line = text.partition("\n")[0]
+    first_line, _, rest = text.partition("\n")
     header = first_line.split(_delimiter(first_line))
-    if _JSON.match(first_line) or path.suffix.lower() in EXTENSIONS or columns & {name.strip(' "') for name in header}:
+    if _JSON.match(first_line) or path.suffix.lower() in EXTENSIONS:
         return False
-    if len(header) == 1 or re.search("[:：]", header[0]):
+    if len(header) > 1 and re.search("[:：]", header[0]):  # such as `A: your name, id, and phone?`
         return True
-    try:
+    named = not columns.isdisjoint(name.strip(' "') for name in header)
+    if named or "," not in first_line:
+        return not named
+    with contextlib.suppress(InputError):
         _csv_rows(path, text)
-    except InputError:
-        return True
-    return False
+        return False
+    return all(_TURN.match(line) for line in rest.splitlines() if line.strip())  # else it is a table with a fault
 
 
 def write_rows(rows: Iterable[dict[str, Any]], path: Path, keep: bool = False) -> None:
@@ -130,8 +133,10 @@ def _delimiter(header: str) -> str:
 
 def _csv_rows(path: Path, text: str) -> list[Any]:
     csv.field_size_limit(sys.maxsize)  # by default a field of an hour's meeting is taken for an open quote
-    delimiter = _delimiter(text.lstrip().partition("\n")[0])
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    first_line = text.lstrip().partition("\n")[0]
+    delimiter = _delimiter(first_line)
+    spaced = f"{delimiter} " in first_line  # quotes come after the blank then
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=spaced, strict=True)
     lines, start = [], 1
     try:
         for fields in reader:

@@ -68,7 +68,7 @@ class SummaryBefore(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """By now the weights lie where they are trained, on several processes too."""
-        if state.global_step == 0:
+        if state.global_step == 0 and not args.eval_on_start:  # which shows it too
             self._trainer.summarise(rows=1)
 
 

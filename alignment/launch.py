@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from alignment.errors import InputError
 from alignment.progress import console
+from alignment.run import release
 
 # In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
 DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
@@ -52,6 +53,7 @@ def launch(main: Callable[[], None]) -> None:
     else:
         code = 0
     finally:
+        release()
         console.show_cursor()  # which a live table or bar hides, and leaves hidden where an error ends it
     if together and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

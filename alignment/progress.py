@@ -94,7 +94,8 @@ class TrainingProgress(TrainerCallback):
         self._bar.start()
         self._task = self._bar.add_task(self.description, total=state.max_steps, completed=state.global_step, note="")
         self._tokens_before, self._seconds, self._note = state.num_input_tokens_seen, 0.0, ""
-        if state.max_steps == 1 and args.get_warmup_steps(1) and args.lr_scheduler_type != "constant":
+        warms_up = args.get_warmup_steps(1) and args.lr_scheduler_type not in ("constant", "reduce_lr_on_plateau")
+        if state.max_steps == 1 and warms_up:
             note = (
                 f"{self.description} has one update, and warm-up begins with a learning rate of 0: nothing is learnt. "
                 "Give it more dialogues, more epochs, fewer --gradient_accumulation_steps, or --warmup_steps 0."

@@ -1,5 +1,6 @@
 """The frame of every run: output folders that are never overwritten, resume, and the manifest."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -111,6 +112,51 @@ def make_folder(folder: Path, flag: str = "--output_dir") -> None:
         raise InputError(f"{flag} {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
 
 
+_claims: dict[Path, IO[bytes]] = {}
+
+
+def claim(folder: Path) -> None:
+    """Makes an output folder, and keeps other processes out of it until `release` or this one's end, however it ends.
+
+    The lock lies beside the folder. Where there can be no file, or no lock on it, nobody is kept out.
+
+    Raises:
+        InputError: Another process has claimed it, or it cannot be written to.
+    """
+    make_folder(folder)
+    outcome: list[Any] = [None]
+    if is_main_process():
+        real = folder.resolve()
+        try:
+            _lock(real.with_name(f".{real.name}.lock"))
+        except BlockingIOError:
+            outcome = [f"{folder}: another process is at work there. Wait for it, end it, or choose another folder."]
+        except OSError:
+            pass
+    broadcast_object_list(outcome)
+    if outcome[0]:
+        raise InputError(outcome[0])
+
+
+def _lock(path: Path) -> None:
+    while True:
+        file = _claims.get(path) or path.open("wb")
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):  # whoever had it removed it meanwhile
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                _claims[path] = file
+                return
+        _claims.pop(path, file).close()
+
+
+def release() -> None:
+    """Lets other processes into the folders that this one has claimed."""
+    while _claims:
+        path, file = _claims.popitem()
+        path.unlink(missing_ok=True)
+        file.close()
+
+
 def refuse_existing(files: list[Path], overwrite: bool) -> None:
     """Holds that nothing is overwritten unless that is wanted.
 
@@ -130,7 +176,6 @@ class Run:
     manifest: dict[str, Any]
     finished: bool  # the result is already there; nothing to do
     checkpoint: Path | None  # where to go on from, or None to begin at the beginning
-    _lock: IO[bytes] | None = dataclasses.field(default=None, init=False)  # of the main process
     _started: float = dataclasses.field(default_factory=time.monotonic)
 
     @classmethod
@@ -156,26 +201,20 @@ class Run:
             how_to_overwrite: What is to be typed for that, as it is told.
 
         Raises:
-            InputError: The folder holds another run, or an unfinished one and `resume` was not asked for, or another
-                process is at work in it.
+            InputError: The folder holds another run, or an unfinished one and `resume` was not asked for.
         """
         outcome: list[Any] = [None]
-        lock = None
         if is_main_process():
             try:
-                lock = _lock(folder)
                 outcome = [cls._prepare(folder, settings, facts, overwrite, resume, how_to_overwrite)]
             except InputError as error:
                 outcome = [error]
         broadcast_object_list(outcome)
         if isinstance(outcome[0], InputError):
-            _unlock(lock)
             raise outcome[0]
         set_seed(settings["seed"])  # before the model: adapters begin at random
         current = cls(name, folder, *outcome[0])
-        current._lock = lock
         if current.finished:
-            _unlock(lock)
             say(f"{name}: already done, {folder}.")
         elif current.checkpoint:
             say(f"{name}: going on from {current.checkpoint}.")
@@ -308,37 +347,8 @@ class Run:
             write_json(self.manifest, self.folder / MANIFEST)
             if read_manifest(_replaced(self.folder)) is not None:
                 shutil.rmtree(_replaced(self.folder), ignore_errors=True)
-        _unlock(self._lock)
         PartialState().wait_for_everyone()  # the others look for it next
         say(f"{self.name}: done in {self.manifest['seconds'] / 60:.1f} min, {self.folder}.")
-
-
-def _lock(folder: Path) -> IO[bytes] | None:
-    """Keeps other processes out of a folder until `_unlock`, or this process ends, however it ends.
-
-    The file lies beside the folder, which may be set aside. None where there can be no file, or no lock on it.
-    """
-    path = folder.resolve().with_name(f".{folder.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = path.open("wb")
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-            file.close()  # who had it removed it meanwhile
-    except BlockingIOError as error:
-        raise InputError(
-            f"{folder}: another process is at work there. Wait for it or end it, or choose another --output_dir."
-        ) from error
-    except OSError:
-        return None
-
-
-def _unlock(file: IO[bytes] | None) -> None:
-    if file:
-        Path(file.name).unlink(missing_ok=True)
-        file.close()
 
 
 def _has_work(folder: Path) -> bool:

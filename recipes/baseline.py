@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
     }
     output, resume = Path(args.output_dir), (args.overwrite_output_dir, args.resume_from_checkpoint)
+    run.claim(output)
     current = run.Run.start("Baseline", output, settings, facts, *resume)
     if current.finished:
         return

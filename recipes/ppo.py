@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     models.check_trainable(model_args)
     models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     output = Path(args.output_dir)
-    run.make_folder(output)
+    run.claim(output)
 
     tokenizer = models.load_tokenizer(args.sft_model)
     (train, held_out), rejected = data.load_train_and_eval(data_args)

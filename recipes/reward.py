@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     model_args = models.as_trained(model_args, sft.get("settings", {}))
     output, folder = Path(args.output_dir), Path(args.output_dir) / "data"
     run.refuse_existing([] if any(output.glob("model*")) else verdict_files(output), args.overwrite_output_dir)
-    run.make_folder(folder)
+    run.claim(folder)
     (train, held_out), rejected = data.load_train_and_eval(data_args)
     everything, more = data.load_all_train(data_args, held_out)  # for what costs seconds
     pairs.check_splits(train, held_out, ("dialogue", "id") if args.candidates or args.ratings else ("dialogue",))

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     prompt_args.max_new_tokens = prompt_args.max_new_tokens or 128
     model_args.load_in_4bit, model_args.load_in_8bit = bool(model_args.load_in_4bit), bool(model_args.load_in_8bit)
     output = Path(args.output_dir)
-    run.make_folder(output)
+    run.claim(output)
 
     models.check_architecture(model_args.model_name_or_path, model_args.model_revision)
     tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
@@ -117,7 +117,8 @@ def train_phase(
     model = models.load_for_training(model_args, start_from=current.folder.with_name("phase1") if phase == 2 else None)
     trainer = make_trainer(model, tokenizer, phase_args, encoded, f"Phase {phase}")
     if encoded.summaries.references:
-        run.say(f"Phase {phase}, a held-out dialogue's reference: {encoded.summaries.references[0][0]}")
+        reference = " ".join(encoded.summaries.references[0][0].split())
+        run.say(f"Phase {phase}, a held-out dialogue's reference: {reference}")
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
     current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)

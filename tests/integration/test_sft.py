@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_runs import curve, manifest, start_and_kill
+from recipe_runs import curve, manifest, start, start_and_kill
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -92,14 +93,32 @@ def test_the_manifest_tells_what_made_the_result(finished: Path, phase: int):
 def test_a_held_out_summary_is_shown_before_training_and_at_each_evaluation(
     sft_flags_for: Flags, tmp_path: Path, dialogues: Path, capsys: pytest.CaptureFixture[str]
 ):
-    train(sft_flags_for(tmp_path / "out", phases=1, max_steps=2, eval_steps=1, load_best_model_at_end=False))
-    lines = capsys.readouterr().err.splitlines()
-    written = {line.split(" writes: ")[0]: line.split(" writes: ")[1] for line in lines if " writes: " in line}
-    assert list(written) == [f"Phase 1 step {step}" for step in (0, 1, 2)]
-    assert written["Phase 1 step 0"]
-    assert written["Phase 1 step 0"] != written["Phase 1 step 2"]  # two updates from there
-    reference = load_records(dialogues, split="eval")[0][0].references[0]
-    assert f"Phase 1, a held-out dialogue's reference: {reference}" in lines
+    def shown(**settings: Any) -> list[list[str]]:
+        train(sft_flags_for(tmp_path / "out", phases=1, max_steps=2, eval_steps=1, save_steps=1, **settings))
+        lines = capsys.readouterr().err.splitlines()
+        reference = " ".join(load_records(dialogues, split="eval")[0][0].references[0].split())
+        assert f"Phase 1, a held-out dialogue's reference: {reference}" in lines
+        return [line.split(" writes: ") for line in lines if " writes: " in line]
+
+    whole = shown()
+    assert [when for when, _ in whole] == [f"Phase 1 step {step}" for step in (0, 1, 2)]
+    assert whole[0][1] != whole[2][1] != ""  # two updates from there
+    unfinish(tmp_path / "out" / "phase1", last_step=1)
+    assert shown(resume_from_checkpoint=True) == whole[2:]
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(sft_flags_for: Flags, tmp_path: Path):
+    flags = sft_flags_for(tmp_path / "out", **LONG)
+    process, said = start("sft", flags)
+    with said:
+        assert any("step 0 writes" in line for line in said)
+        os.kill(process.pid or 0, signal.SIGSTOP)
+        for more in ({}, {"resume_from_checkpoint": True}, {"overwrite_output_dir": True}):
+            with pytest.raises(InputError, match="out: another process is at work there"):
+                sft.main(sft_flags_for(tmp_path / "out", **LONG | more))
+        assert manifest(tmp_path / "out" / "phase1")["finished"] is False
+        process.kill()
+    process.join()
 
 
 @pytest.mark.parametrize("phase", ["phase1", "phase2"])

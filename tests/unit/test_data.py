@@ -171,7 +171,7 @@ def test_crlf_csv_reads_like_lf(write):
 
 
 def test_a_speaker_may_be_the_number_nought(write):
-    turns = [{"speaker": 0, "utterance": "네."}, {"participantID": 1, "utterance": "응."}]
+    turns = [{"speaker": 0, "utterance": "네."}, {"speaker": "", "participantID": 1, "utterance": "응."}]
     assert load_records(write([{"id": "a", "dialogue": turns}]))[0][0].dialogue == "0: 네.\n1: 응."
 
 

@@ -61,6 +61,7 @@ def test_a_field_may_be_as_long_as_a_meeting(tmp_path: Path):
 @pytest.mark.parametrize(
     ("start", "telling"),
     [
+        ("PK,대화\na,안녕\n".encode("cp949"), "looks like CP949"),
         (b"PK\x03\x04\x14\x00\x06\xff", "Excel workbook or a zip: save the sheet as CSV UTF-8"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "Excel workbook: save the sheet as CSV UTF-8"),
         (b"\x1f\x8b\x08\x00", "compressed: unpack it with gunzip"),
@@ -80,15 +81,20 @@ def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tm
     ("content", "plain"),
     [
         (HELLO, True),
-        ("안녕하세요, 고객님\n네\n", True),
         ("상담사： 네, 고객님\n고객： 네, 네\n", True),
+        ("Agent: Please give me your name, id, and phone.\n", True),
         ("김 팀장(개발, 1팀): 안녕하세요.\n이 대리: 네.\n", True),
         ("홍길동, 김철수 님과 카카오톡 대화\n[홍길동] [오후 3:21] 안녕\n", True),
         ("[홍길동] [오후 3:21] 안녕, 철수야\n", True),
         ("10:30\tA\t안녕\n10:31\tB\t응\n", True),
+        ("민수\t안녕\n지원\t응\n", True),
+        ("네; 알겠습니다\n그래; 가자\n", True),
         ("대화,요약\n안녕,인사\n", False),  # which column is which is asked then
-        ("대화\t요약\n안녕\t인사\n", False),
+        ("대화,요약\nA: 안녕,인사\n", False),
+        ('번호,대화,요약\n1,"A: 안녕\nB: 응",인사\n2,A: 안녕, 반가워,인사\n', False),  # with a fault
+        ('대화,요약\n"A: 안녕\nB: 응",인사\nA: 안녕, 반가워,인사\n', False),
         ("dialogue\n안녕.\n", False),
+        ("dialogue\tsummary\n안녕.\t인사\n", False),
         ('{"id": "a", "dialogue": "A: 안녕"}\n', False),
     ],
 )
@@ -105,3 +111,9 @@ def test_a_table_is_known_by_the_names_that_the_user_gives(tmp_path: Path):
 
 def test_a_table_of_nothing_has_no_columns(tmp_path: Path):
     assert file_rows(file_of(tmp_path, ",,\n,,\n")) == []
+
+
+def test_a_quote_after_a_blank_is_a_quote_where_the_header_has_blanks_too(tmp_path: Path):
+    assert file_rows(file_of(tmp_path, 'id, dialogue\n1, "A: 안녕, 응"\n')) == [{"id": "1", "dialogue": "A: 안녕, 응"}]
+    (row,) = file_rows(file_of(tmp_path, 'id,dialogue\n1, "안녕" 하고 말했다\n'))
+    assert row["dialogue"] == ' "안녕" 하고 말했다'

@@ -40,6 +40,7 @@ def test_tokens_a_second_are_those_of_training_without_its_evaluations(tmp_path,
         (1, {"warmup_steps": 0.1}, True),
         (1, {"warmup_steps": 0}, False),
         (1, {"warmup_steps": 0.1, "lr_scheduler_type": "constant"}, False),
+        (1, {"warmup_steps": 0.1, "lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}, False),
         (2, {"warmup_steps": 0.1}, False),
     ],
 )

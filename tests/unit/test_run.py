@@ -3,7 +3,9 @@
 import json
 import os
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from recipe_runs import FORKED, forked
 from transformers.trainer_callback import TrainerState
 
 from alignment.errors import InputError
-from alignment.run import MANIFEST, Run
+from alignment.run import MANIFEST, Run, claim, release
 
 
 def start(folder: Path, resume: str | None = None) -> Run:
@@ -51,41 +53,49 @@ def test_a_run_that_begins_again_counts_from_its_beginning(tmp_path: Path):
 
 
 def work(folder: Path, said: Connection) -> None:
-    """Starts a run, says so, and is at work until it is killed."""
-    current = start(folder)
-    said.send(current.finished)
+    """Claims a folder, says so, and is at work until it is killed."""
+    claim(folder)
+    said.send("claimed")
     time.sleep(300)
 
 
-def test_a_folder_where_another_process_is_at_work_is_left_alone_until_that_ends(tmp_path: Path):
-    folder = tmp_path / "run"
+@pytest.fixture
+def at_work(tmp_path: Path) -> Iterator[BaseProcess]:
+    """Another process, which has claimed `run`."""
     hearing, said = FORKED.Pipe(duplex=False)
-    other = forked(work, folder, said)
-    assert hearing.recv() is False
-    manifest = (folder / MANIFEST).read_bytes()
-    for overwrite in (False, True):
-        with pytest.raises(InputError, match=r"run: another process is at work there. Wait for it or end it"):
-            Run.start("Run", folder, {"seed": 1}, {}, overwrite)
-        assert (folder / MANIFEST).read_bytes() == manifest
-    other.kill()
-    other.join()
-    start(folder).finish()
-    assert start(folder).finished
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no lock stays
+    process = forked(work, tmp_path / "run", said)
+    said.close()
+    assert hearing.recv() == "claimed"
+    yield process
+    process.kill()
+    process.join()
 
 
-def test_a_finished_run_keeps_nobody_out(tmp_path: Path):
-    current = start(tmp_path / "run")
-    current.finish()
-    hearing, said = FORKED.Pipe(duplex=False)
-    other = forked(work, tmp_path / "run", said)
-    assert hearing.recv() is True
-    assert start(tmp_path / "run").finished
-    other.kill()
-    other.join()
+@pytest.mark.parametrize("name", ["run", "link", "run/../run/."])
+def test_a_folder_where_another_process_is_at_work_is_refused_until_that_is_killed(
+    name: str, at_work: BaseProcess, tmp_path: Path
+):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(InputError, match=r"another process is at work there. Wait for it, end it, or"):
+        claim(tmp_path / name)
+    claim(tmp_path / "other")
+    at_work.kill()
+    at_work.join()
+    claim(tmp_path / name)
+    claim(tmp_path / name)  # a process does not keep itself out
+    release()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "link", "other"}  # no lock stays
 
 
-def test_a_folder_beside_which_nothing_can_be_written_takes_a_run(tmp_path: Path):
-    (tmp_path / ".run.lock").mkdir()  # where the file would be
-    start(tmp_path / "run").finish()
-    assert start(tmp_path / "run").finished
+def test_a_folder_that_was_let_go_is_free(tmp_path: Path, request: pytest.FixtureRequest):
+    claim(tmp_path / "run")
+    release()
+    request.getfixturevalue("at_work")
+    with pytest.raises(InputError, match="another process is at work there"):
+        claim(tmp_path / "run")
+
+
+def test_a_folder_beside_which_no_lock_can_lie_is_made(tmp_path: Path):
+    (tmp_path / ".run.lock").mkdir()
+    claim(tmp_path / "run")
+    assert (tmp_path / "run").is_dir()
