@@ -158,11 +158,13 @@ def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[R
     Held out are `eval_dataset_path`, or the eval file of a folder, or else a tenth of the data.
     """
     options = _options(args)
-    train, rejected = load_records(args.dataset_path, split="train", max_rows=args.max_train_rows, **options)
     eval_path = args.eval_dataset_path or find_split(args.dataset_path, "eval")
+    most = args.max_train_rows if eval_path else None
+    train, rejected = load_records(args.dataset_path, split="train", max_rows=most, **options)
     if eval_path is None:
-        train, held_out = hold_out(train)
-        return (train, held_out[: args.max_eval_rows]), rejected
+        train, held_out = hold_out(train)  # of all rows, so that none of them is trained on with another limit
+        tenth = max(1, round(len(held_out) * len(train[: args.max_train_rows]) / len(train)))
+        return (train[: args.max_train_rows], held_out[: args.max_eval_rows or tenth]), rejected
     held_out, more = load_records(eval_path, split="eval", max_rows=args.max_eval_rows, **options)
     return (train, held_out), rejected + more
 

@@ -40,25 +40,30 @@ def load_average(
     """
     base = models.base_of(folders[0])
     for folder in folders:
+        if (other := models.base_of(folder)) not in (None, base):
+            raise InputError(
+                f"--combine lora_average: {folders[0]} is for {base}, {folder} for {other}, and adapters of different "
+                "bases have no mean. Use --combine mbr, which compares texts."
+            )
         models.check_adapter(folder, base or "", "--combine lora_average: --model")
         lora = PeftConfig.from_pretrained(folder)
-        for kind in ("use_dora", "use_rslora", "modules_to_save"):
+        for kind in ("use_dora", "use_rslora", "modules_to_save", "lora_bias", "trainable_token_indices"):
             if getattr(lora, kind, None):
                 raise InputError(f"--combine lora_average: {folder} was trained with {kind}, which does not add up.")
     tokenizer = models.load_tokenizer(folders[0])
     config.model_name_or_path = str(base)
     model = models.add_adapter(models.load_base(config), folders[0])
     names = ["default", *map(str, range(1, len(folders)))]
-    for name, folder in zip(names[1:], folders[1:], strict=True):
-        try:
+    try:
+        for name, folder in zip(names[1:], folders[1:], strict=True):
             model.load_adapter(folder, adapter_name=name)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"{folder}: this adapter does not fit beside {folders[0]}: {error}") from error
-    model.add_weighted_adapter(names, weights, "average", combination_type="cat")
+        model.add_weighted_adapter(names, weights, "average", combination_type="cat")
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{folder}: this adapter does not fit beside {folders[0]}: {error}") from error
     model.set_adapter("average")
     for name in names:
         model.delete_adapter(name)
-    if not (config.load_in_4bit or config.load_in_8bit):
+    if not models.is_quantised(model):
         model = model.merge_and_unload().to(PartialState().device)
     return model.eval(), tokenizer
 
@@ -149,7 +154,8 @@ def check_alike(members: dict[str, tuple[PreTrainedModel, models.Tokenizer]]) ->
     for name, (model, other) in members.items():
         if model.config.is_encoder_decoder:
             raise InputError(f"--combine distributions: {name} is an encoder-decoder, and only decoders mix. Use mbr.")
-        if other.get_vocab() != one.get_vocab() or other.eos_token_id != one.eos_token_id:
+        sizes = {each.config.get_text_config().vocab_size for each in (members[first][0], model)}
+        if other.get_vocab() != one.get_vocab() or other.eos_token_id != one.eos_token_id or len(sizes) > 1:
             raise InputError(
                 f"--combine distributions: {first} and {name} have different tokenizers ({len(one)} and {len(other)} "
                 "tokens), so their next tokens are not the same things. Use --combine mbr, which compares texts."

@@ -1,7 +1,7 @@
 """Tokenizer, base model (4-bit, 8-bit, bf16, fp32) and LoRA adapters, for training and for use."""
 
 import json
-import math
+import os
 import textwrap
 from copy import copy
 from dataclasses import replace
@@ -20,7 +20,6 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
-from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -61,7 +60,7 @@ def resolve(name_or_path: str) -> str:
                 f"{name_or_path}: no config.json or adapter_config.json in it. "
                 "Expected a model folder, such as runs/sft/phase2."
             )
-        return name_or_path
+        return os.path.abspath(path) if path.exists() else name_or_path  # adapters keep it, and are used elsewhere
     raise InputError(f"{name_or_path}: no such folder. Expected a folder or a Hub name `owner/name`.")
 
 
@@ -98,8 +97,10 @@ def load_tokenizer(name_or_path: str, revision: str = "main") -> PreTrainedToken
     one in the model's config is taken.
     """
     name = resolve(name_or_path)
-    # Beside an adapter lies the tokenizer that this function returned before training.
-    config = config_of(name, revision) if base_of(name) is None else None
+    base = base_of(name)
+    if base is not None and not (Path(name) / "tokenizer_config.json").is_file():  # PEFT by itself saves none
+        return load_tokenizer(base, revision)
+    config = config_of(name, revision) if base is None else None
     try:
         if config is not None and config.is_encoder_decoder:
             tokenizer = _tokenizer_as_written(name, revision)
@@ -136,9 +137,16 @@ def _tokenizer_as_written(name: str, revision: str) -> PreTrainedTokenizerFast:
 
 
 def config_of(name_or_path: str, revision: str = "main") -> PreTrainedConfig:
-    """The config of a model's text part, from its folder or the Hub."""
+    """The config of a model's text part, from its folder or the Hub.
+
+    Raises:
+        InputError: No such model, or an adapter instead of one.
+    """
+    name = resolve(name_or_path)
+    if (base := base_of(name)) is not None:
+        raise InputError(f"{name}: an adapter for {base}, where a whole model is expected. Name {base} instead.")
     try:
-        return AutoConfig.from_pretrained(resolve(name_or_path), revision=revision).get_text_config()
+        return AutoConfig.from_pretrained(name, revision=revision).get_text_config()
     except (OSError, ValueError) as error:
         raise _not_loaded(name_or_path, error) from error
 
@@ -190,23 +198,21 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
     if (config.load_in_4bit or config.load_in_8bit) and not config.use_peft:
         raise InputError("--use_peft false: quantised weights cannot be trained; use LoRA, or no quantisation.")
     dtype = getattr(torch, config.dtype) if config.dtype else native_dtype()
-    quantization_config = quantization(config, dtype)
-    # A quantised model is placed while it loads; every other one is placed by the trainer or by `to`.
-    device_map = {"": PartialState().device} if quantization_config is not None else None
     name = resolve(config.model_name_or_path)
-    if (base := base_of(name)) is not None:
-        raise InputError(f"{name}: an adapter for {base}, where a whole model is expected. Name {base} instead.")
-    auto_class = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
-    if not scalar_head and config_of(name, config.model_revision).is_encoder_decoder:
-        auto_class = AutoModelForSeq2SeqLM
+    decoder_class = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
+    stored = config_of(name, config.model_revision)
+    auto_class = AutoModelForSeq2SeqLM if stored.is_encoder_decoder else decoder_class
+    quantised = quantization(config, dtype)
+    # A quantised model is placed while it loads; every other one is placed by the trainer or by `to`.
+    placed = quantised is not None or getattr(stored, "quantization_config", None) is not None
     try:
         return auto_class.from_pretrained(
             name,
             revision=config.model_revision,
             dtype=dtype,
             attn_implementation=config.attn_implementation,
-            quantization_config=quantization_config,
-            device_map=device_map,
+            device_map={"": PartialState().device} if placed else None,
+            **({"quantization_config": quantised} if quantised else {}),  # None would hide that of the stored weights
             **({"num_labels": 1} if scalar_head else {}),
         )
     except (OSError, ValueError) as error:
@@ -246,17 +252,25 @@ def lora_config(config: ModelArguments) -> LoraConfig:
 
 
 def base_of(folder: str | Path) -> str | None:
-    """The base model that an adapter folder names, or None where the folder holds a whole model."""
+    """The base model that an adapter folder names, or None where the folder holds a whole model.
+
+    Raises:
+        InputError: It names none.
+    """
     path = Path(folder) / "adapter_config.json"
     if not path.is_file():
         return None
-    return canonical(json.loads(path.read_text())["base_model_name_or_path"])
+    if name := json.loads(path.read_text()).get("base_model_name_or_path"):
+        return canonical(name)
+    raise InputError(f"{path}: base_model_name_or_path is empty. Write the base model's folder or Hub name there.")
 
 
 def canonical(name: str) -> str:
     """A base's name as adapters keep it."""
     # The cache of the embedded model lies elsewhere on another machine.
-    return embedded.NAME if Path(name).name == embedded.FOLDER else str(Path(name))
+    if Path(name).name == embedded.FOLDER:
+        return embedded.NAME
+    return os.path.abspath(name) if Path(name).is_dir() and name != embedded.NAME else str(Path(name))
 
 
 def add_adapter(base: PreTrainedModel, folder: str | Path, trainable: bool = False) -> PeftModel:
@@ -348,20 +362,6 @@ def check_adapter(folder: str | Path, base: str, flag: str = "--model_name_or_pa
         )
 
 
-def weights_of(folder: str | Path) -> list[tuple[str, int]]:
-    """Name and time of each file of weights in a folder: whether they are still the same ones."""
-    return [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(folder).glob("*.safetensors"))]
-
-
-def size_of(folder: str | Path) -> dict[str, int]:
-    """How many `numbers` a folder's weights hold, and their `bytes` on disk; 0 for a Hub name."""
-    numbers, files = 0, sorted(Path(folder).glob("*.safetensors"))
-    for file in files:
-        with safe_open(file, "pt") as weights:
-            numbers += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-    return {"numbers": numbers, "bytes": sum(file.stat().st_size for file in files)}
-
-
 def as_trained(config: ModelArguments, settings: dict[str, Any]) -> ModelArguments:
     """The arguments, with what they leave open as a model was trained, which the settings in its manifest say."""
     config = copy(config)
@@ -375,6 +375,11 @@ def as_trained(config: ModelArguments, settings: dict[str, Any]) -> ModelArgumen
     return config
 
 
+def is_quantised(model: PreTrainedModel) -> bool:
+    """Whether a base's weights are quantised, by us or as they are stored: an adapter is not merged into those."""
+    return getattr(model.config, "quantization_config", None) is not None
+
+
 def load_for_use(name_or_path: str, config: ModelArguments) -> tuple[PreTrainedModel, Tokenizer]:
     """A model to generate with, from a base, a whole model or an adapter folder, and its tokenizer.
 
@@ -384,7 +389,7 @@ def load_for_use(name_or_path: str, config: ModelArguments) -> tuple[PreTrainedM
     tokenizer = load_tokenizer(name_or_path, config.model_revision)
     base = base_of(resolve(name_or_path))
     model = load_base(replace(config, model_name_or_path=base or name_or_path))
-    quantised = config.load_in_4bit or config.load_in_8bit
+    quantised = is_quantised(model)
     if base is not None:
         model = add_adapter(model, name_or_path)  # type: ignore[assignment]  # it stands in for the base
         if not quantised:

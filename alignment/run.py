@@ -58,7 +58,7 @@ def settings_of(*configs: Any) -> dict[str, Any]:
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """The manifest of a result folder, or of the one that a checkpoint lies in; None where there is none of ours."""
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     folder = folder.parent if folder.name.startswith("checkpoint-") else folder
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -155,6 +155,11 @@ def release() -> None:
         path, file = _claims.popitem()
         path.unlink(missing_ok=True)
         file.close()
+
+
+def weights_of(folder: str | Path) -> list[tuple[str, int]]:
+    """Name and time of each file of weights in a folder: whether they are still the same ones."""
+    return [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(folder).glob("*.safetensors"))]
 
 
 def refuse_existing(files: list[Path], overwrite: bool) -> None:

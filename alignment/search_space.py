@@ -13,11 +13,15 @@ from alignment.run import FREE_SETTINGS, settings_of
 if TYPE_CHECKING:  # so that its lack can be told of
     from optuna.trial import BaseTrial
 
+# What stands for a setting of recipes/sft.py in a search.
+RANGES = {
+    "learning_rate": "learning_rate_range", "num_train_epochs": "num_train_epochs_range", "lora_r": "lora_r_range",
+    "lora_alpha": "lora_alpha_ratio_range", "lora_dropout": "lora_dropout_range", "prompt_form": "prompt_forms",
+}  # fmt: skip
 DIRECTIONS = {"eval_rouge": "maximize", "eval_loss": "minimize"}
 # What a trial decides itself, and what phase 1 does not depend on.
-NOT_OF_THE_STUDY = FREE_SETTINGS | {
-    "trials", "learning_rate", "lora_r", "lora_alpha", "lora_dropout", "num_train_epochs", "prompt_form",
-    "save_strategy", "save_steps", "metric_for_best_model", "greater_is_better", "phase2_epochs",
+NOT_OF_THE_STUDY = FREE_SETTINGS | RANGES.keys() | {
+    "trials", "save_strategy", "save_steps", "metric_for_best_model", "greater_is_better", "phase2_epochs",
     "phase2_learning_rate", "phase2_instructions",
 }  # fmt: skip
 NOT_IN_YAML = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "greater_is_better", "hub_token"}
@@ -70,6 +74,18 @@ class SearchArguments(SFTArguments):
             raise InputError("--overwrite_output_dir true: a study is not deleted here. Choose another --output_dir.")
         self.metric_for_best_model, self.greater_is_better = self.objective, self.objective == "eval_rouge"
         super().__post_init__()
+
+
+def refuse_fixed(argv: list[str]) -> None:
+    """Holds that no setting is typed that is searched for; in a YAML they stand for recipes/sft.py.
+
+    Raises:
+        InputError: One is.
+    """
+    for word in argv:
+        name = word.split("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in RANGES:
+            raise InputError(f"--{name}: is searched for. Say among which values with --{RANGES[name]}; one fixes it.")
 
 
 def _shown(values: list[Any]) -> str:

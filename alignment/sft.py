@@ -100,6 +100,7 @@ class DialogueSFTTrainer(AdapterCheckpoints, HeldOutRouge, SFTTrainer):
         # Scaled or capped logits are made after the head, where `loss_in_head` would miss them: leave those to TRL.
         scales = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
         plain_head = all(getattr(config, name, None) in (None, 1, 1.0) for name in scales)
+        plain_head &= isinstance(self.model.get_output_embeddings(), nn.Linear)  # without an adapter of its own
         plain_loss = self.args.loss_type == "nll" and not self.args.label_smoothing_factor
         self._own_loss = plain_head and plain_loss and not self.aux_loss_enabled
 

@@ -102,7 +102,8 @@ class Study:
 
     def _check_file(self) -> None:
         if not self.path.exists():
-            own = ("study.", ".")  # the locks, and another process's probe of the folder
+            # The locks, another process's probe of the folder, and the results of a study that was moved away.
+            own = ("study.", ".", "best.yaml", "trials.csv", "rejected.jsonl", "shortened-")
             foreign = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(own))
             if foreign:
                 raise InputError(f"{self.folder}: holds {foreign[0]}, but no study. Choose another --output_dir.")

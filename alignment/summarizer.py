@@ -12,10 +12,11 @@ from alignment import dialogue
 from alignment.arguments import ModelArguments, PromptArguments
 from alignment.data import Record
 from alignment.ensemble import Member, check_alike, load_average, shares
+from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.journal import Journal
-from alignment.models import as_trained, load_for_use, weights_of
-from alignment.run import read_manifest, say
+from alignment.models import as_trained, base_of, load_for_use
+from alignment.run import read_manifest, say, weights_of
 
 
 class Summarizer:
@@ -88,6 +89,8 @@ class Summarizer:
         encoder_decoder = model.config.is_encoder_decoder
         usual = dialogue.BARE if encoder_decoder else "instruction"
         form = prompt_args.prompt_form or manifest.get("prompt_form", usual)
+        if not manifest and not prompt_args.prompt_form and base_of(path):
+            say(f"{path}: no manifest.json beside this adapter. It gets the prompts of phase 1 in the form `{form}`.")
         most = prompt_args.max_new_tokens or trained.get("max_new_tokens") or 128
         origin = {"model": name_or_path, "weights": weights_of(path), "use": asdict(model_args)}
         read = (trained.get("source_prefix", ""), trained.get("max_length")) if encoder_decoder else ("", None)
@@ -152,6 +155,11 @@ class Summarizer:
         """
         if others:
             check_alike({str(one.origin.get("model")): (one.model, one.tokenizer) for one in (self, *others)})
+            if len({dialogue.end_token_id(one.form, one.tokenizer) for one in (self, *others)}) > 1:
+                raise InputError(
+                    "--combine distributions: in their prompt forms the models end a summary with different tokens "
+                    f"({', '.join(one.form for one in (self, *others))}). Use --combine mbr, which compares texts."
+                )
         done = journal.done if journal else {}
         missing = [i for i in range(len(dialogues)) if i not in done]
         prompts, *further = ([own[i] for i in missing] for own in (one.prompts(dialogues) for one in (self, *others)))

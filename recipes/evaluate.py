@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     by_id = data.read_predictions(args.predictions) if args.predictions else {}
     records, rejected = data.load_eval(data_args)
     predictions = data.match_predictions(by_id, records, args.predictions) if args.predictions else []
-    run.make_folder(output)
+    run.claim(output)
     data.write_rejected(rejected, output / "rejected.jsonl")
     profiles = args.profiles or usual_profiles(records)
     results, rows = evaluate(systems, records, profiles, output, how.postprocess, predictions)

@@ -60,7 +60,12 @@ def main(argv: list[str] | None = None) -> None:
     model_args = models.as_trained(replace(model_args, model_name_or_path=str(base)), manifest["settings"])
     before = log_probs(models.add_adapter(models.load_base(model_args), args.model), examples)
     model_args.load_in_4bit = model_args.load_in_8bit = False
-    merged = models.add_adapter(models.load_base(model_args), args.model).merge_and_unload()
+    whole = models.load_base(model_args)
+    if models.is_quantised(whole):
+        raise InputError(
+            f"{base}: its weights are stored quantised, and an adapter merged into them would be rounded off."
+        )
+    merged = models.add_adapter(whole, args.model).merge_and_unload()
     difference = (log_probs(merged, examples) - before).abs()
     dtype = str(merged.dtype).removeprefix("torch.")
     shutil.rmtree(output)  # an earlier merge

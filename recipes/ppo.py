@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         "phase": phase,  # its prompts are those of the model that it comes from
         "prompt_form": form,
         "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
-        "starts_from": [list(map(list, models.weights_of(one))) for one in (args.sft_model, rewarding) if one],
+        "starts_from": [list(map(list, run.weights_of(one))) for one in (args.sft_model, rewarding) if one],
     }
     if not any(output.glob("phase3*")):  # else they are of that run
         run.refuse_existing([output / "results.json", output / "report.html"], args.overwrite_output_dir)

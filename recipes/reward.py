@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     rated, ratings, human = read_ratings(Path(args.ratings), train + held_out) if args.ratings else ([], {}, [])
     load = cache(partial(Summarizer.load, args.sft_model, model_args, prompt_args))  # for both splits
     decoding = Decoding(batch_size=args.sample_batch_size, seed=args.seed)
-    facts = {"sft_model": models.weights_of(args.sft_model), "use": asdict(model_args) | asdict(prompt_args)}
+    facts = {"sft_model": run.weights_of(args.sft_model), "use": asdict(model_args) | asdict(prompt_args)}
     made = {split: candidates.without_model(records[split], given + rated, args.seed) for split in SPLITS}
     for split in SPLITS if args.samples else ():
         path = folder / f"{split}.samples.jsonl"

@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     prompt_args.max_new_tokens = prompt_args.max_new_tokens or 128
     model_args.load_in_4bit, model_args.load_in_8bit = bool(model_args.load_in_4bit), bool(model_args.load_in_8bit)
     models.check_trainable(model_args)
+    models.check_architecture(model_args.model_name_or_path, model_args.model_revision)
 
     tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)

@@ -20,7 +20,8 @@ def consensus(candidates: list[list[str]], profile: str | None = None) -> list[s
     (arXiv 2005.10283), section 5.
     """
     _check(candidates)
-    profile = profile or ("strict" if any(language(texts[0]) == "ko" for texts in candidates) else "english")
+    everything = " ".join(text for texts in candidates for text in texts)
+    profile = profile or ("strict" if language(everything) == "ko" else "english")
     predictions, others = [], []
     for texts in candidates:
         for i, text in enumerate(texts):

@@ -5,7 +5,7 @@ under control where labels are compared: `reward/pairs.py` pairs candidates of l
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.formats import file_rows
 from alignment.progress import show_table
+from alignment.speakers import two_speakers
 from alignment.submission import one_line
 from reward.candidates import Candidate
 from reward.quality import GATES, copy_rate, formal_share, hangul_share, length_ratio, role_agreement
@@ -122,7 +123,9 @@ def _label(candidate: Candidate, record: Record, score: float, args: LabelArgume
     dialogue, text = record.dialogue, candidate.text
     parts = {
         "rouge": 1.0 if text in record.references else score,
-        "roles": max(role_agreement(text, reference) for reference in record.references),
+        "roles": max(
+            role_agreement(text, one, two_speakers(replace(record, references=(one,)))) for one in record.references
+        ),
         "formal": formal_share(text),
         "hangul": hangul_share(dialogue, text),
         "own_words": 1 - copy_rate(dialogue, text),

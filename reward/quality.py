@@ -49,10 +49,10 @@ def repeated_trigrams(summary: str) -> float:
 
 
 def is_cut(summary: str) -> bool:
-    """Whether the text stops in the middle: neither a full stop nor, in Korean, a final ending."""
+    """Whether the text stops in the middle, or never begins: no word, or neither a full stop nor a final ending."""
     last = summary.rstrip(_CLOSING)[-1:]
     nominal = "가" <= last <= "힣" and (ord(last) - ord("가")) % 28 == 16  # a syllable that ends in ㅁ: 만남, 제안함
-    return not last or not (last in ".!?…。다요죠까" or nominal)
+    return not re.search(r"\w", summary) or not (last in ".!?…。다요죠까" or nominal)
 
 
 def formal_share(summary: str) -> float:
@@ -145,12 +145,12 @@ def roles_in(text: str) -> Counter:
             elif after.tag != "JC":  # 과 and 와 join it to the next one
                 pairs.update((subject, f"to {other}") for subject in subjects for other in waiting)
             waiting = waiting if after.tag == "JC" else []
-        elif tag in _CONTENT:
+        elif _is_content(tag):
             pairs.update((subject, form) for subject in subjects)
         elif tag in ("ETM", "ETN"):  # the end of a clause within the sentence
             subjects = topics
         elif tag == "SF":
-            topics = []
+            topics, waiting = [], []
     return pairs
 
 
@@ -158,10 +158,22 @@ def content_words(text: str, korean: bool) -> list[str]:
     """The words of a text that `roles_in` says of speakers, one by one."""
     if not korean:
         return [word.lower() for word in _ENGLISH_WORD.findall(MASK.sub(" ", text))]
-    return [form for form, tag in morphemes(text) if tag in _CONTENT and not MASK.fullmatch(form)]
+    return [form for form, tag in morphemes(text) if _is_content(tag) and not MASK.fullmatch(form)]
+
+
+def _is_content(tag: str) -> bool:
+    return tag.partition("-")[0] in _CONTENT  # 묻다, 돕다 and 받다 are VV-I and VV-R, for irregular and regular
 
 
 _ENGLISH_WORD = re.compile(r"[A-Za-z']{4,}")
+_NEXT_CLAUSE = (
+    "and",
+    "but",
+    "so",
+    "while",
+    "because",
+    ",",
+)  # then a speaker acts, or ends a list
 _CONTENT = ("NNG", "NNP", "NR", "VV", "VA", "MAG", "MM", "SL", "SN", "XR")
 
 
@@ -169,15 +181,18 @@ def _english_roles(text: str) -> Counter:
     pairs: Counter = Counter()
     subjects: list[str] = []
     joining = False  # the words so far are a subject, to which `and` or a comma may join another
-    for unit in re.findall(rf"{MASK.pattern}|\b[Aa]nd\b|{_ENGLISH_WORD.pattern}|[.,!?]", text):
+    units = re.findall(rf"{MASK.pattern}|\b(?:[Aa]nd|but|so)\b|{_ENGLISH_WORD.pattern}|[.,!?]", text)
+    for earlier, before, unit in zip(["", "", *units], ["", *units], units, strict=False):
         unit = unit if MASK.fullmatch(unit) else unit.lower()
         if MASK.fullmatch(unit) and (joining or not subjects):
             subjects, joining = [*subjects, unit], True
+        elif MASK.fullmatch(unit) and before in _NEXT_CLAUSE and not MASK.fullmatch(earlier):
+            subjects, joining = [unit], True
         elif MASK.fullmatch(unit):
             pairs.update((subject, f"to {unit}") for subject in subjects)
         elif unit in ".!?":
             subjects, joining = [], False
-        elif unit not in ("and", ","):
+        elif unit not in _NEXT_CLAUSE:
             joining = False
             pairs.update((subject, unit) for subject in subjects)
     return pairs

@@ -11,6 +11,7 @@ Candidates are what each model writes by itself, and `--samples` samples of each
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from alignment.arguments import ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding
 from alignment.summarizer import Summarizer
+from alignment.weights import size_of
 from reward.consensus import best_of, consensus
 from reward.model import RewardModel
 from reward.postprocess import check_rules
@@ -201,16 +203,16 @@ class System:
         bases: dict[str, int] = {}
         for name in self.models:
             folder = models.resolve(name)
-            own, base = models.size_of(folder), models.base_of(folder)
+            own, base = size_of(folder), models.base_of(folder)
             disk += own["bytes"]
             if base is not None:
-                bases[base] = models.size_of(models.resolve(base))["numbers"]
+                bases[base] = size_of(models.resolve(base))["numbers"]
             else:
                 bases[name] = own["numbers"]
             trained += own["numbers"] if base is not None or run.read_manifest(folder) else 0
             bases[f"adapter {name}"] = own["numbers"] if base is not None else 0
         if self.how.reward_model:  # an adapter and a head
-            own = models.size_of(Path(self.how.reward_model) / "model")
+            own = size_of(Path(self.how.reward_model) / "model")
             trained, disk = trained + own["numbers"], disk + own["bytes"]
             bases["reward"] = own["numbers"]
         return {"parameters": sum(bases.values()), "trained_parameters": trained, "disk_bytes": disk}
@@ -223,7 +225,7 @@ class System:
             **asdict(self.how),
             "models": folders[: len(self.models)],
             "reward_model": folders[-1] if self.how.reward_model else None,
-            "weights_of": {name: [[*one] for one in models.weights_of(Path(name))] for name in folders},
+            "weights_of": {name: [[*one] for one in run.weights_of(Path(name))] for name in folders},
             "decoding": asdict(self.decoding),
             **asdict(self.prompt_args),
             "loaded_as": {name: value for name, value in given.items() if value is not None},
@@ -363,7 +365,8 @@ def systems_of(
 
 def _short_names(names: list[str]) -> list[str]:
     """The last parts of each path, as many as tell it from the others."""
-    pieces = [[part for part in Path(name).parts if part.strip("/\\")] for name in names]
+    paths = [Path(os.path.abspath(name)) if Path(name).is_dir() else Path(name) for name in names]  # `.` has a name too
+    pieces = [[part for part in path.parts if part.strip("/\\")] for path in paths]
     for parts in range(1, max(map(len, pieces)) + 1):
         short = ["-".join(own[-parts:]) for own in pieces]
         if len(set(short)) == len(short):

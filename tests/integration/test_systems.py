@@ -17,13 +17,14 @@ from alignment.errors import InputError
 from alignment.generation import Decoding
 from alignment.journal import Journal
 from alignment.ppo.roles import HEAD
-from alignment.run import write_json
+from alignment.run import read_manifest, write_json
 from alignment.submission import one_line
 from alignment.summarizer import Summarizer
+from alignment.weights import size_of
 from recipes import evaluate, sft, summarize
 from reward.consensus import consensus
 from reward.model import RewardModel, head_of, load_scorer
-from reward.system import OneAtATime, System, SystemArguments
+from reward.system import OneAtATime, System, SystemArguments, systems_of
 
 TOKENS = 8
 
@@ -147,13 +148,39 @@ def test_an_average_and_mixed_distributions_are_systems_too(score, trained, dial
 
 def test_the_sizes_are_those_of_base_and_adapters(score, trained, tiny_model):
     folder = score(combine="lora_average")
-    base = models.size_of(tiny_model)
-    own = [models.size_of(one) for one in trained]
+    base = size_of(tiny_model)
+    own = [size_of(one) for one in trained]
     assert base["numbers"] > 100_000 > own[0]["numbers"] > 1000
     result = result_in(folder)
     assert result["parameters"] == base["numbers"] + own[0]["numbers"] + own[1]["numbers"]
     assert result["trained_parameters"] == own[0]["numbers"] + own[1]["numbers"]
     assert result["disk_bytes"] == sum(one["bytes"] for one in own)
+
+
+def test_the_size_of_a_base_on_the_hub_is_that_of_its_cached_weights(tiny_model, tmp_path, monkeypatch):
+    cache = tmp_path / "models--owner--name"
+    shutil.copytree(tiny_model, cache / "snapshots" / "abc")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    assert size_of("owner/name") == size_of(tiny_model)
+    assert size_of("owner/other") == {"numbers": 0, "bytes": 0}
+
+
+def test_a_model_in_this_folder_has_the_name_of_the_folder(trained, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    (name,) = systems_of(["."], SystemArguments(), {"": Decoding()}, ModelArguments(), PromptArguments())
+    assert name == trained[0].name
+    assert read_manifest(".") == read_manifest(trained[0])
+
+
+def test_an_adapter_without_a_manifest_is_used_as_phase_1_and_that_is_told(trained, tmp_path, capsys):
+    copied = shutil.copytree(trained[1], tmp_path / "copied")
+    assert Summarizer.load(str(copied)).phase == 2
+    assert "no manifest.json" not in capsys.readouterr().err
+    (copied / "manifest.json").unlink()
+    assert Summarizer.load(str(copied)).phase == 1
+    assert "copied: no manifest.json beside this adapter. It gets the prompts of phase 1" in capsys.readouterr().err
 
 
 def test_a_sample_does_not_depend_on_its_batch_or_on_a_kill(trained, dialogues):

@@ -602,6 +602,17 @@ def test_fingerprint_is_stable_and_sees_order_and_every_field():
     assert len({fingerprint(version) for version in [records, *changed]}) == 7
 
 
+def test_what_is_held_out_is_not_trained_on_with_another_limit(write):
+    rows = [row(f"a{i}", f"#Person1#: {i}?\n#Person2#: 응.", summary="답한다.") for i in range(200)]
+    path = str(write(rows, "train.jsonl"))
+    splits = [load_train_and_eval(DataArguments(dataset_path=path, max_train_rows=most))[0] for most in (None, 90, 10)]
+    assert [(len(train), len(held_out)) for train, held_out in splits] == [(180, 20), (90, 10), (10, 1)]
+    held_out = {record.id for _, held_out in splits for record in held_out}
+    assert not any(record.id in held_out for train, _ in splits for record in train)
+    with_more = DataArguments(dataset_path=path, max_train_rows=10, max_eval_rows=7)
+    assert len(load_train_and_eval(with_more)[0][1]) == 7
+
+
 @pytest.mark.parametrize("own_file", [True, False])
 def test_all_rows_to_train_on_are_those_beyond_the_most_but_for_held_out_dialogues(write, own_file):
     rows = [row(f"a{i}", f"#Person1#: {i}?\n#Person2#: 응.", summary="답한다.") for i in range(40)]
@@ -612,7 +623,7 @@ def test_all_rows_to_train_on_are_those_beyond_the_most_but_for_held_out_dialogu
         max_train_rows=20,
     )
     (train, held_out), _ = load_train_and_eval(args)
-    assert len(train) + (0 if own_file else len(held_out)) == 20
+    assert (len(train), len(held_out)) == (20, 3 if own_file else 2)
     everything, _ = load_all_train(args, held_out)
     unseen = {record.dialogue for record in held_out}
     assert [record.id for record in everything] == [one["fname"] for one in rows if one["dialogue"] not in unseen]

@@ -1,5 +1,6 @@
 """Averages of LoRA weights and of distributions, against arithmetic done another way."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_adapters_of_other_bases_are_refused(adapters, tiny_model, tiny_tokenize
     other = tmp_path / "base"
     AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(other)
     folder = adapter(other, tmp_path / "other", 3)
-    with pytest.raises(InputError, match=r"its adapter is for .*base, not for "):
+    with pytest.raises(InputError, match=r"lora_average: .*one is for .*llama, .*other for .*base, and .*Use --comb"):
         load_average([adapters[0], str(folder)], [0.5, 0.5], ModelArguments())
 
 
@@ -192,6 +193,24 @@ def test_models_of_other_tokens_are_refused(pair, tiny_tokenizer):
     with pytest.raises(
         InputError, match=r"and other have different tokenizers \(1000 and 1001 tokens\).*--combine mbr"
     ):
+        pair[0].summarize(DIALOGUES, others=[other])
+
+
+def test_models_that_end_summaries_otherwise_are_refused(pair):
+    other = Summarizer(pair[1].model, copy.deepcopy(pair[1].tokenizer))
+    other.origin, other.form = {"model": "other"}, "template"
+    other.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ '<pad>' }}{% endfor %}"
+    with pytest.raises(
+        InputError, match=r"end a summary with different tokens \(instruction, template\).*--combine mbr"
+    ):
+        pair[0].summarize(DIALOGUES, others=[other])
+
+
+def test_models_whose_heads_differ_in_size_are_refused(pair):
+    other = Summarizer(copy.deepcopy(pair[1].model), pair[1].tokenizer)
+    other.origin = {"model": "other"}
+    other.model.resize_token_embeddings(1024)
+    with pytest.raises(InputError, match="--combine mbr"):
         pair[0].summarize(DIALOGUES, others=[other])
 
 

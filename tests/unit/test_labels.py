@@ -68,6 +68,14 @@ def test_a_reference_has_rouge_1_even_beside_other_references():
     assert [by_text[text].rouge for text in record.references] == [1.0, 1.0]
 
 
+def test_a_reference_of_one_speaker_tells_a_summary_from_its_swap():
+    talk = "#Person1#: 표가 두 장 있어. 연극 볼래?\n#Person2#: 좋지. 언제야?\n#Person3#: 나는 바빠."
+    right, wrong = (f"{tag} 표가 두 장 있어서 연극을 보자고 합니다." for tag in ("#Person1#이", "#Person2#가"))
+    candidates = [Candidate("a", "reference", right), Candidate("a", "speaker_swap", wrong)]
+    good, swap = label_candidates(candidates, [Record("a", talk, (right,))], LabelArguments(), {})
+    assert (good.roles, swap.roles) == (1.0, 0.0)
+
+
 def test_length_is_shown_and_no_part_of_the_label():
     label = labelled(OTHER, ONLY_ROUGE)
     assert label.length_ratio == pytest.approx(len(OTHER) / len(TALK.dialogue))

@@ -225,6 +225,17 @@ def test_a_hub_name_is_left_as_it_is():
     assert models.resolve("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
 
 
+def test_an_adapter_is_found_with_its_base_from_wherever_it_is_used(tmp_path, monkeypatch):
+    save_llama(tmp_path / "models" / "base")
+    monkeypatch.chdir(tmp_path)
+    made = models.load_for_training(arguments("models/base"))
+    made.save_pretrained(tmp_path / "adapter")
+    models.check_adapter("adapter", "models/base")
+    monkeypatch.chdir(tmp_path / "adapter")
+    models.check_adapter(".", "../models/base")
+    assert models.load_base(arguments(models.base_of("."))).num_parameters() > 1000
+
+
 def test_a_damaged_model_folder_is_refused_with_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=f"The model {tmp_path} cannot be loaded"):
@@ -260,6 +271,35 @@ def test_phase_2_on_another_base_of_the_same_shape_is_refused_with_both_names(tm
 def test_an_adapter_in_place_of_a_model_is_refused_with_its_base(tiny_model, adapter):
     with pytest.raises(InputError, match=f"an adapter for {tiny_model}, where a whole model is expected"):
         models.load_for_training(arguments(adapter))
+
+
+def test_an_adapter_as_the_base_of_fine_tuning_is_told_before_anything_else(adapter, tiny_model, sft_flags, tmp_path):
+    with pytest.raises(InputError, match=f"an adapter for {tiny_model}, where a whole model is expected"):
+        sft.main(sft_flags(model_name_or_path=adapter))
+
+
+def test_an_adapter_that_names_no_base_is_told(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
+    with pytest.raises(InputError, match=r"adapter_config.json: base_model_name_or_path is empty\. Write"):
+        models.base_of(tmp_path)
+
+
+def test_an_adapter_without_a_tokenizer_takes_that_of_its_base(adapter, tiny_model):
+    assert not list(adapter.glob("tokenizer*"))
+    texts = models.load_tokenizer(str(adapter)), models.load_tokenizer(str(tiny_model))
+    assert texts[0].get_vocab() == texts[1].get_vocab()
+
+
+def test_a_base_that_is_stored_quantised_keeps_its_adapter_apart(tiny_model, tmp_path):
+    base = models.load_base(arguments(tiny_model, load_in_4bit=True))
+    base.save_pretrained(tmp_path / "base")
+    models.load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "base")
+    made = models.load_for_training(arguments(tmp_path / "base"))
+    made.save_pretrained(tmp_path / "adapter")
+    model, _ = models.load_for_use(str(tmp_path / "adapter"), arguments(tmp_path / "base"))
+    ids = torch.arange(2, 34)[None]
+    torch.testing.assert_close(model(ids).logits, base(ids).logits)  # the adapter is untrained
+    assert any("lora_A" in name for name, _ in model.named_modules())
 
 
 def test_a_whole_model_in_place_of_an_adapter_is_refused(tiny_model):

@@ -50,7 +50,7 @@ def test_a_whole_summary(summary):
 
 
 @pytest.mark.parametrize(
-    "summary", ["", "  ", "둘은 내일 만나서", "#Person1#은 #Person2#에게", "They meet at the", "둘은,"]
+    "summary", ["", "  ", ".", "“…”", "둘은 내일 만나서", "#Person1#은 #Person2#에게", "They meet at the", "둘은,"]
 )
 def test_a_cut_summary(summary):
     assert is_cut(summary)
@@ -96,6 +96,27 @@ def test_the_subject_of_an_inner_clause_gives_way_to_the_topic_again():
     summary = "#Person1#은 #Person2#가 만든 케이크를 칭찬한다."
     assert role_agreement("#Person1#은 케이크를 칭찬한다.", summary) > 0.5
     assert role_agreement("#Person2#는 케이크를 칭찬한다.", summary) < 0.5
+
+
+def test_irregular_verbs_are_done_by_somebody_too():
+    reference = "#Person1#이 묻고 #Person2#가 돕는다."
+    assert role_agreement(reference, reference) == 1
+    assert role_agreement("#Person2#가 묻고 #Person1#이 돕는다.", reference) == 0
+    assert role_agreement("#Person1#이 길을 받는다.", "#Person1#이 표를 받고 #Person2#가 산다.") == 1
+
+
+def test_a_speaker_joined_to_a_word_does_not_wait_for_the_next_sentence():
+    text = "#Person1#은 #Person2#와 딸의 결혼에 대해 이야기한다. #Person1#은 돈을 낸다."
+    assert role_agreement("#Person2#는 돈을 낸다.", text, ["#Person1#", "#Person2#"]) == 0
+
+
+def test_a_speaker_after_a_comma_or_conjunction_acts_in_a_clause_of_its_own():
+    for link in (" and", ",", " but", ", while", " because"):
+        reference = f"#Person1# asks about hotels{link} #Person2# recommends the station."
+        assert role_agreement("#Person2# recommends the station.", reference) == 1
+        assert role_agreement("#Person1# recommends the station.", reference) == 0
+    three = "#Person1# tells #Person2# and #Person3# about the picnic."
+    assert role_agreement("#Person3# tells about the picnic.", three, ["#Person1#", "#Person3#"]) < 0.5
 
 
 def test_roles_of_english():

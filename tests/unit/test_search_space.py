@@ -11,7 +11,7 @@ import yaml
 
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
 from alignment.errors import InputError
-from alignment.search_space import SearchArguments, SearchSpace, settings_for_sft, settings_of_study
+from alignment.search_space import SearchArguments, SearchSpace, refuse_fixed, settings_for_sft, settings_of_study
 
 CLASSES = (ModelArguments, DataArguments, PromptArguments, SearchArguments)
 FORMS = ["instruction", "chat"]
@@ -27,6 +27,16 @@ def tried(args: SearchArguments, forms: list[str] = FORMS, use_peft: bool = True
 
 
 # Ranges
+
+
+@pytest.mark.parametrize(
+    ("flag", "instead"), [("--learning_rate", "learning_rate_range"), ("--lora-r=8", "lora_r_range"),
+                          ("--lora_alpha", "lora_alpha_ratio_range"), ("--prompt_form", "prompt_forms")],
+)  # fmt: skip
+def test_a_setting_that_is_searched_for_is_not_typed(flag: str, instead: str):
+    with pytest.raises(InputError, match=f"is searched for. Say among which values with --{instead}; one fixes it"):
+        refuse_fixed(["--trials", "3", flag, "1"])
+    refuse_fixed(["--trials", "3", f"--{instead}", "8"])
 
 
 def test_every_setting_stays_in_its_range_and_fills_it():

@@ -243,6 +243,12 @@ def test_a_folder_in_its_place_is_refused(open_study, tmp_path):
     refused(open_study, "study.db: cannot be read or written: unable to open database file")
 
 
+def test_a_damaged_study_that_is_moved_away_begins_anew(open_study, tmp_path):
+    for name in ("best.yaml", "trials.csv", "shortened-chat.json"):
+        (tmp_path / name).touch()
+    assert open_study().finished() == []
+
+
 def test_a_folder_with_other_results_is_refused(open_study, tmp_path):
     (tmp_path / "phase1").mkdir()
     refused(open_study, f"{tmp_path}: holds phase1, but no study. Choose another --output_dir")
