@@ -172,7 +172,8 @@ def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[R
 def load_all_train(args: DataArguments, held_out: list[Record]) -> tuple[list[Record], list[Rejected]]:
     """Reads every row to train on, beyond `max_train_rows` too, but for held-out dialogues; and the bad ones."""
     records, rejected = load_records(args.dataset_path, split="train", **_options(args))
-    unseen = {record.dialogue for record in held_out}
+    own_eval = args.eval_dataset_path or find_split(args.dataset_path, "eval")
+    unseen = {record.dialogue for record in (held_out if own_eval else hold_out(records)[1])}
     return [record for record in records if record.dialogue not in unseen], rejected
 
 
