@@ -163,8 +163,8 @@ def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[R
     train, rejected = load_records(args.dataset_path, split="train", max_rows=most, **options)
     if eval_path is None:
         train, held_out = hold_out(train)  # of all rows, so that none of them is trained on with another limit
-        tenth = max(1, round(len(held_out) * len(train[: args.max_train_rows]) / len(train)))
-        return (train[: args.max_train_rows], held_out[: args.max_eval_rows or tenth]), rejected
+        train = train[: args.max_train_rows]
+        return (train, held_out[: args.max_eval_rows or max(1, round(len(train) / 9))]), rejected
     held_out, more = load_records(eval_path, split="eval", max_rows=args.max_eval_rows, **options)
     return (train, held_out), rejected + more
 

@@ -94,8 +94,8 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path, keep: bool = False) -
     if keep and path.exists() and path.read_bytes() != partial.read_bytes():
         partial.unlink()
         raise InputError(
-            f"{path}: a model was trained on what it holds, and now it would be other rows. Choose another "
-            "--output_dir, or add --overwrite_output_dir true."
+            f"{path}: a model was trained on what it holds, and now it would be other rows, by other settings or by "
+            "another version of Yoyak. Choose another --output_dir, or add --overwrite_output_dir true."
         )
     os.replace(partial, path)
 

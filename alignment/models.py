@@ -61,7 +61,8 @@ def resolve(name_or_path: str) -> str:
                 "Expected a model folder, such as runs/sft/phase2."
             )
         return os.path.abspath(path) if path.exists() else name_or_path  # adapters keep it, and are used elsewhere
-    raise InputError(f"{name_or_path}: no such folder. Expected a folder or a Hub name `owner/name`.")
+    moved = " If an adapter's base has moved, its adapter_config.json is to name the new place." * path.is_absolute()
+    raise InputError(f"{name_or_path}: no such folder. Expected a folder or a Hub name `owner/name`.{moved}")
 
 
 def native_dtype() -> torch.dtype:
@@ -137,11 +138,7 @@ def _tokenizer_as_written(name: str, revision: str) -> PreTrainedTokenizerFast:
 
 
 def config_of(name_or_path: str, revision: str = "main") -> PreTrainedConfig:
-    """The config of a model's text part, from its folder or the Hub.
-
-    Raises:
-        InputError: No such model, or an adapter instead of one.
-    """
+    """The config of a model's text part, from its folder or the Hub; an `InputError` where an adapter is there."""
     name = resolve(name_or_path)
     if (base := base_of(name)) is not None:
         raise InputError(f"{name}: an adapter for {base}, where a whole model is expected. Name {base} instead.")

@@ -153,7 +153,8 @@ def release() -> None:
     """Lets other processes into the folders that this one has claimed."""
     while _claims:
         path, file = _claims.popitem()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         file.close()
 
 

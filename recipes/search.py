@@ -21,7 +21,14 @@ from alignment import data, dialogue, models, run
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
 from alignment.errors import InputError
 from alignment.launch import launch
-from alignment.search_space import DIRECTIONS, SearchArguments, SearchSpace, settings_for_sft, settings_of_study
+from alignment.search_space import (
+    DIRECTIONS,
+    SearchArguments,
+    SearchSpace,
+    refuse_fixed,
+    settings_for_sft,
+    settings_of_study,
+)
 from alignment.sft import encode
 from reward.rouge import PROFILES, rouge
 
@@ -39,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     model_args, data_args, prompt_args, args = parse(
         classes, argv, default_config=CONFIGS / "embedded.yaml", section="search"
     )
+    refuse_fixed(sys.argv[1:] if argv is None else argv)
     if PartialState().num_processes > 1:
         raise InputError(
             "A trial runs in one process. Start the same command once for each GPU, with --num_processes 1 and "

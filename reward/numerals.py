@@ -40,11 +40,11 @@ def numbers(text: str) -> set[float]:
 def _korean_numbers(text: str) -> set[float]:
     values: set[float] = set()
     run: list[str] = []
-    before = ""
+    hour = False
     for form, tag in [*morphemes(text), Morpheme("", "")]:
-        if form == "반" and before in ("시", "시간"):  # 여섯 시 반: 6시 30분
+        if form == "반" and hour:  # 여섯 시 반: 6시 30분
             values.add(30.0)
-        before = form
+        hour = form == "시" and bool(run)
         # MM, the determiners, holds native numerals (세 시, 한두 개) beside 이: `this`.
         if tag in ("SN", "NR") or (tag == "MM" and form != "이" and _ALL_PIECES.fullmatch(form)):
             run.append(form.removesuffix("째"))

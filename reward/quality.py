@@ -166,14 +166,11 @@ def _is_content(tag: str) -> bool:
 
 
 _ENGLISH_WORD = re.compile(r"[A-Za-z']{4,}")
-_NEXT_CLAUSE = (
-    "and",
-    "but",
-    "so",
-    "while",
-    "because",
-    ",",
-)  # then a speaker acts, or ends a list
+# A speaker that acts in a clause of its own: right after a comma or conjunction, and no owner, no object, no end.
+_OWN_CLAUSE = re.compile(
+    rf"(?:,|\b(?:and|but|so|while|because))\s+(?P<tag>{MASK.pattern})"
+    r"(?!'s|\s*[.,!?]|\s+(?:to|for|with|about|at|in|on|of|from|by|into|as)\b)"
+)
 _CONTENT = ("NNG", "NNP", "NR", "VV", "VA", "MAG", "MM", "SL", "SN", "XR")
 
 
@@ -181,18 +178,22 @@ def _english_roles(text: str) -> Counter:
     pairs: Counter = Counter()
     subjects: list[str] = []
     joining = False  # the words so far are a subject, to which `and` or a comma may join another
-    units = re.findall(rf"{MASK.pattern}|\b(?:[Aa]nd|but|so)\b|{_ENGLISH_WORD.pattern}|[.,!?]", text)
-    for earlier, before, unit in zip(["", "", *units], ["", *units], units, strict=False):
-        unit = unit if MASK.fullmatch(unit) else unit.lower()
+    own_clause = {
+        match.start("tag")
+        for match in _OWN_CLAUSE.finditer(text)
+        if not text[: match.start()].rstrip(" ,").endswith("#")  # else it ends a list of speakers
+    }
+    for match in re.finditer(rf"{MASK.pattern}|\b[Aa]nd\b|{_ENGLISH_WORD.pattern}|[.,!?]", text):
+        unit = match.group() if MASK.fullmatch(match.group()) else match.group().lower()
         if MASK.fullmatch(unit) and (joining or not subjects):
             subjects, joining = [*subjects, unit], True
-        elif MASK.fullmatch(unit) and before in _NEXT_CLAUSE and not MASK.fullmatch(earlier):
+        elif match.start() in own_clause:
             subjects, joining = [unit], True
         elif MASK.fullmatch(unit):
             pairs.update((subject, f"to {unit}") for subject in subjects)
         elif unit in ".!?":
             subjects, joining = [], False
-        elif unit not in _NEXT_CLAUSE:
+        elif unit not in ("and", ","):
             joining = False
             pairs.update((subject, unit) for subject in subjects)
     return pairs

@@ -208,7 +208,7 @@ class System:
             if base is not None:
                 bases[base] = size_of(models.resolve(base))["numbers"]
             else:
-                bases[name] = own["numbers"]
+                bases[models.canonical(name)] = own["numbers"]
             trained += own["numbers"] if base is not None or run.read_manifest(folder) else 0
             bases[f"adapter {name}"] = own["numbers"] if base is not None else 0
         if self.how.reward_model:  # an adapter and a head

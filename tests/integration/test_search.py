@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from alignment import models, study
 from alignment.errors import InputError
 from alignment.progress import TrainingProgress
 from alignment.search import IMPORTANCE_TRIALS
+from alignment.search_space import RANGES as SEARCHED
 from recipes import search, sft
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +41,9 @@ def search_flags_for(sft_flags_for: Flags) -> Flags:
     def flags(output_dir: Path, **changes: object) -> list[str]:
         lists = {name: str(changes.pop(name)).split() for name in list(changes) if name.endswith(("_range", "_forms"))}
         own = [word for name, words in lists.items() for word in (f"--{name}", *words)]
-        return [*sft_flags_for(output_dir, **changes), *own]
+        usual = sft_flags_for(output_dir, **changes)
+        pairs = [pair for pair in zip(usual[::2], usual[1::2], strict=True) if pair[0].strip("-") not in SEARCHED]
+        return [*chain(*pairs), *own]
 
     return flags
 
@@ -136,6 +140,8 @@ def test_the_same_command_again_does_nothing_and_a_higher_number_goes_on(finishe
 
 def test_other_settings_and_dialogues_are_refused_by_name(finished):
     _, flags = finished
+    with pytest.raises(InputError, match="--learning_rate: is searched for"):
+        search.main([*flags, "--learning_rate", "1e-4"])
     with pytest.raises(InputError, match=r"study of other settings \(lora_r_range \[8, 64\] -> \[8, 16\]\)"):
         search.main([*flags, "--lora_r_range", "8", "16"])
     with pytest.raises(InputError, match=r"study of other settings \(data "):

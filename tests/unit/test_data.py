@@ -603,10 +603,12 @@ def test_fingerprint_is_stable_and_sees_order_and_every_field():
 
 
 def test_what_is_held_out_is_not_trained_on_with_another_limit(write):
-    rows = [row(f"a{i}", f"#Person1#: {i}?\n#Person2#: 응.", summary="답한다.") for i in range(200)]
+    rows = [row(f"a{i}", f"#Person1#: {i}?\n#Person2#: 응.", summary="답한다.") for i in range(3000)]
     path = str(write(rows, "train.jsonl"))
-    splits = [load_train_and_eval(DataArguments(dataset_path=path, max_train_rows=most))[0] for most in (None, 90, 10)]
-    assert [(len(train), len(held_out)) for train, held_out in splits] == [(180, 20), (90, 10), (10, 1)]
+    most = (None, 2000, 90, 10)
+    splits = [load_train_and_eval(DataArguments(dataset_path=path, max_train_rows=rows))[0] for rows in most]
+    sizes = [(len(train), len(held_out)) for train, held_out in splits]
+    assert sizes == [(2800, 200), (2000, 200), (90, 10), (10, 1)]
     held_out = {record.id for _, held_out in splits for record in held_out}
     assert not any(record.id in held_out for train, _ in splits for record in train)
     with_more = DataArguments(dataset_path=path, max_train_rows=10, max_eval_rows=7)

@@ -13,6 +13,7 @@ from reward.quality import (
     length_ratio,
     repeated_trigrams,
     role_agreement,
+    roles_in,
     unseen_numbers,
     unseen_tags,
 )
@@ -115,6 +116,14 @@ def test_a_speaker_after_a_comma_or_conjunction_acts_in_a_clause_of_its_own():
         reference = f"#Person1# asks about hotels{link} #Person2# recommends the station."
         assert role_agreement("#Person2# recommends the station.", reference) == 1
         assert role_agreement("#Person1# recommends the station.", reference) == 0
+    for reference in (
+        "#Person1# is upset because of #Person2# and decides to leave.",
+        "#Person1# invites Lily and #Person2# to a birthday party.",
+        "#Person1# tells #Person2#, #Person3#, and #Person4# about the picnic.",
+        "#Person1# books a room for Tom and for #Person2# and pays.",
+        "#Person1# likes the house and #Person2#'s garden very much.",
+    ):
+        assert {tag for tag, word in roles_in(reference) if not word.startswith("to #")} == {"#Person1#"}
     three = "#Person1# tells #Person2# and #Person3# about the picnic."
     assert role_agreement("#Person3# tells about the picnic.", three, ["#Person1#", "#Person3#"]) < 0.5
 
