@@ -264,9 +264,7 @@ class RewardModel:
                 f"{path}: this reward model shares its base with PPO. Publish what RewardModel.load gives."
             )
         if getattr(self.model.config, "quantization_config", None):
-            raise InputError(
-                f"{path}: to publish it whole, load it with ModelArguments(load_in_4bit=False, load_in_8bit=False)."
-            )
+            raise InputError(f"{path}: to publish it whole, load it with ModelArguments(load_in_4bit=False).")
         self.model.merge_and_unload().save_pretrained(str(path))
         self.tokenizer.save_pretrained(str(path))
         self.save(path)
