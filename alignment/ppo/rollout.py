@@ -87,7 +87,8 @@ def sample(
                 return tokens_at(logits, own[alive, length], temperature)
 
             cache, most = join(read[rows], roles.device), [max_new_tokens] * len(ids)
-            completions += write(roles.model, ids[:, -1:], mask, cache, choose, end_token_id, most)
+            ended = write(roles.model, ids[:, -1:], mask, cache, choose, end_token_id, most)
+            completions += [completion for _, completion in sorted(ended)]
     return completions
 
 

@@ -18,7 +18,8 @@ from transformers import (
 from alignment import generation
 from alignment.cache import ROOM
 from alignment.errors import InputError
-from alignment.generation import Decoding, EndAtLimit, decoding_grid, draw, generate
+from alignment.generation import BATCH_TOKENS, Decoding, EndAtLimit, batches, decoding_grid, draw, generate
+from alignment.progress import Progress
 
 TEXTS = (
     "둘은 내일 역에서 만나기로 했다.", "네", "#Person1#: 내일 3시에 볼까?\n#Person2#: 좋아, 역에서 봐.", "점심 먹었어?",
@@ -314,6 +315,72 @@ def test_on_text_is_called_once_for_each_prompt_with_its_text(texts_of):
     calls = []
     texts = texts_of(batch_size=3, on_text=lambda *call: calls.append(call))
     assert sorted(calls) == list(enumerate(texts))
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_batch_has_as_many_dialogues_as_its_tokens_allow(beams):
+    lengths = sorted([130, 200, 300, 350, 1152, BATCH_TOKENS // beams, 2 * BATCH_TOKENS] * 40)
+    parts = [lengths[part] for part in batches(lengths, Decoding(num_beams=beams))]
+    assert [length for part in parts for length in part] == lengths
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        assert len(part) * part[-1] * beams <= BATCH_TOKENS or len(part) == 1
+        assert following is None or (len(part) + 1) * following[0] * beams > BATCH_TOKENS
+    assert len(parts) < len(lengths) / 2
+
+
+def test_a_batch_has_as_many_dialogues_as_one_says():
+    lengths = [5, 6, 7, 8, 9, 10, BATCH_TOKENS]
+    assert [lengths[part] for part in batches(lengths, Decoding(batch_size=3))] == [[5, 6, 7], [8, 9, 10], lengths[6:]]
+
+
+def test_after_a_kill_the_rest_is_written_in_the_batches_of_the_run(
+    model, prompts, texts_of, tiny_tokenizer, monkeypatch
+):
+    monkeypatch.setattr(generation, "BATCH_TOKENS", 60)
+    read: list[list[list[int]]] = []
+    several = [prompt for prompt in prompts for _ in range(2)]
+    done: dict[int, str] = {}
+
+    def watched(_, args, kwargs):
+        if "past_key_values" not in kwargs:
+            read.append(kwargs["input_ids"].tolist())
+            if len(read) == killed_at:
+                raise KeyboardInterrupt
+
+    def run(missing: list[int]) -> None:
+        generate(
+            model, tiny_tokenizer, [several[i] for i in missing], end_token_id=tiny_tokenizer.eos_token_id,
+            max_new_tokens=6, on_text=lambda i, text: done.update({missing[i]: text}),
+        )  # fmt: skip
+
+    with model.register_forward_pre_hook(watched, with_kwargs=True):
+        killed_at = 0
+        run(list(range(len(several))))
+        whole, of_whole, killed_at = list(read), dict(done), 3
+        read.clear(), done.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(list(range(len(several))))
+        assert 0 < len(done) < len(several)
+        killed_at = 0
+        run([i for i in range(len(several)) if i not in done])
+    assert len(whole) > 3
+    assert read == [*whole[:3], *whole[2:]]
+    assert done == of_whole
+
+
+def test_progress_moves_with_each_sample_that_ends(model, tiny_tokenizer, texts_of, monkeypatch):
+    bars: list[generation.Progress] = []
+    monkeypatch.setattr(generation, "Progress", lambda *a, **k: bars.append(Progress(*a, **k)) or bars[-1])
+    likelier_end = torch.zeros(len(tiny_tokenizer))
+    likelier_end[tiny_tokenizer.eos_token_id] = 5.0
+    done: list[tuple[int, int]] = []
+    watch = model.register_forward_pre_hook(
+        lambda _, args, kwargs: done.append((bars[0].done, len(kwargs["input_ids"]))), with_kwargs=True
+    )
+    with watch, model.get_output_embeddings().register_forward_hook(lambda _, args, out: out + likelier_end):
+        texts_of(do_sample=True, max_new_tokens=100)
+    assert all(ended + going_on == 8 for ended, going_on in done)
+    assert len({ended for ended, _ in done}) > 2
 
 
 def test_no_prompts_no_texts(model, tiny_tokenizer):
