@@ -88,11 +88,17 @@ class Decoding:
         """This decoding with nothing left open: an encoder-decoder's own comes from its generation_config.json.
 
         Its beams are not taken where it is to sample.
+
+        Raises:
+            InputError: A length penalty without beams.
         """
         own = model.generation_config if model.config.is_encoder_decoder else GenerationConfig()
+        num_beams = _first(self.num_beams, None if self.do_sample else own.num_beams, 1)
+        if num_beams == 1 and self.length_penalty not in (None, 1.0):
+            raise InputError(f"--length_penalty {self.length_penalty}: has no effect without beams; add --num_beams 4.")
         return replace(
             self,
-            num_beams=_first(self.num_beams, None if self.do_sample else own.num_beams, 1),
+            num_beams=num_beams,
             length_penalty=_first(self.length_penalty, own.length_penalty, 1.0),
             no_repeat_ngram_size=_first(self.no_repeat_ngram_size, own.no_repeat_ngram_size, 0),
         )
@@ -122,7 +128,7 @@ def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]
             values[name] = [read(word.lower()) for word in listed.split(",")]
         except (ValueError, KeyError):
             raise InputError(f"--grid {option}: expected {kinds[name].__name__}s with commas between.") from None
-    if "length_penalty" in values and max(values.get("num_beams", [decoding.num_beams or 1])) == 1:
+    if "length_penalty" in values and {*values.get("num_beams", [decoding.num_beams])} == {1}:
         raise InputError("--grid length_penalty: has no effect without beams; add num_beams=4.")
     if {"temperature", "top_p"} & values.keys() and not any(values.get("do_sample", [decoding.do_sample])):
         raise InputError("--grid temperature and top_p: have no effect without --do_sample true.")

@@ -16,7 +16,7 @@ from alignment.run import release
 
 # In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
 DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
-HOW_TO_GO_ON = "The same command goes on from here; a training run with --resume_from_checkpoint true."
+HOW_TO_GO_ON = "The same command goes on from what is written; a training run with --resume_from_checkpoint true."
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -33,6 +33,9 @@ def launch(main: Callable[[], None]) -> None:
     except InputError as error:
         _say_once(f"error: {error}")
         code = 2
+    except BrokenPipeError:  # whoever read the output has left, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would write the rest when it ends
+        code = 141
     except KeyboardInterrupt:
         _say_once(f"stopped. {HOW_TO_GO_ON}")
         code = 130

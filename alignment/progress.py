@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 console = Console(stderr=True)
@@ -38,10 +39,10 @@ def reset_peak_memory() -> None:
 
 def _bar() -> bar.Progress:
     return bar.Progress(
-        bar.TextColumn("{task.description}"),
+        bar.TextColumn("{task.description}", markup=False),
         bar.BarColumn(bar_width=24),
         bar.MofNCompleteColumn(),
-        bar.TextColumn("{task.fields[note]}"),
+        bar.TextColumn("{task.fields[note]}", markup=False),
         bar.TimeElapsedColumn(),
         bar.TextColumn("left"),
         bar.TimeRemainingColumn(elapsed_when_finished=False),
@@ -77,7 +78,7 @@ class Progress:
         note = f"{rate:.1f} rows/s, {peak_memory_gib():.1f} GiB"
         self._bar.update(self._task, advance=rows, note=note)
         if not console.is_terminal and before * 10 // self.total != self.done * 10 // self.total:
-            console.print(f"{self.description}: {self.done}/{self.total} rows, {note}")
+            console.print(f"{self.description}: {self.done}/{self.total} rows, {note}", markup=False)
 
 
 class TrainingProgress(TrainerCallback):
@@ -120,7 +121,8 @@ class TrainingProgress(TrainerCallback):
         held_out = {name: logs[f"eval_{name}"] for name in ("loss", "rouge", "accuracy") if f"eval_{name}" in logs}
         if held_out:
             figures = ", ".join(f"{name} {value:.4g}" for name, value in held_out.items())
-            self._bar.console.print(f"{self.description} step {state.global_step}: held-out {figures}")
+            told = f"{self.description} step {state.global_step}: held-out {figures}"
+            self._bar.console.print(told, markup=False)
             self._bar.update(self._task, note=self._note)
         if "loss" not in logs:
             return
@@ -146,11 +148,12 @@ def show_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -
     """Prints rows as a table on standard output, figures with two decimals, from the main process only."""
     if not PartialState().is_main_process:
         return
-    table = Table(title=title)
+    table = Table(title=Text(title))  # no markup: KoBART [ours] is a name
     for index, name in enumerate(columns):
         justify: Literal["left", "right"] = "left" if isinstance(rows[0][name], str) else "right"
         # On a narrow screen the first column folds, and no figure is cut.
         table.add_column(name.replace("peak_memory_gib", "GiB"), justify=justify, no_wrap=index > 0, overflow="fold")
     for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in map(row.get, columns)))
+        values = (f"{value:.2f}" if isinstance(value, float) else str(value) for value in map(row.get, columns))
+        table.add_row(*map(Text, values))
     Console().print(table)

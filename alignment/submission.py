@@ -52,6 +52,7 @@ def one_line(text: str) -> str:
 def _opened(destination: Destination) -> Iterator[IO[str]]:
     if not isinstance(destination, (str, Path)):
         yield destination
+        destination.flush()  # a reader who has left is told of here, and not when Python ends
         return
     path = Path(destination)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """Scores models, systems of several models, or a file of predictions on dialogues with references; and compares them.
 
-    accelerate launch recipes/evaluate.py --model runs/sft/phase2 --dataset_path dev.csv --output_dir runs/dev
-    accelerate launch recipes/evaluate.py --model embedded runs/sft/phase1 runs/sft/phase2 --dataset_path dev.csv
+    accelerate launch recipes/evaluate.py --model embedded runs/sft/phase2 --dataset_path dev.csv --output_dir runs/dev
     accelerate launch recipes/evaluate.py --model runs/sft/phase2 --grid num_beams=1,4 length_penalty=0.6,1,1.4
     accelerate launch recipes/evaluate.py --model runs/sft/phase1 runs/sft/phase2 --combine mbr --samples 16
     python recipes/evaluate.py --predictions predictions.csv --dataset_path dev.csv --profiles aistages
@@ -14,7 +13,7 @@ OUTPUT_DIR/report.html; `--select` writes the best of their systems into OUTPUT_
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -69,8 +68,9 @@ def main(argv: list[str] | None = None) -> None:
     if (args.select and not args.compare) or (args.submission and not args.select):
         raise InputError("--select needs --compare, and --submission needs --select.")
     usual = decoding == Decoding() and not args.grid
-    if args.compare and ((how, prompt_args) != (SystemArguments(), PromptArguments()) or not usual or args.name):
-        raise InputError("--compare: reads what was written. Leave out systems, prompts and decoding.")
+    asked = (how, prompt_args, replace(data_args, bad_rows=DataArguments.bad_rows, columns=None))
+    if args.compare and (asked != (SystemArguments(), PromptArguments(), DataArguments()) or not usual or args.name):
+        raise InputError("--compare: reads what was written. Leave out systems, prompts, decoding and dialogues.")
     for flag, names in (("--profiles", args.profiles or []), ("--select", [args.select] if args.select else [])):
         if unknown := [name for name in names if name not in PROFILES]:
             raise InputError(f"{flag} {unknown[0]}: expected some of {', '.join(PROFILES)}.")
@@ -101,8 +101,8 @@ def main(argv: list[str] | None = None) -> None:
     profiles = args.profiles or usual_profiles(records)
     results, rows = evaluate(systems, records, profiles, output, how.postprocess, predictions)
     columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "seconds", "peak_memory_gib")
-    source = data_args.eval_dataset_path or data_args.dataset_path
-    show_table(f"ROUGE on {len(records)} rows of {source}", columns, results)
+    path = data_args.eval_dataset_path or data_args.dataset_path
+    show_table(f"ROUGE on {len(records)} rows of {path}", columns, results)
     say_winner(rows, profiles[0])
     run.say(f"Written: {output}/results.json")
 
@@ -114,7 +114,7 @@ def compare(args: EvaluateArguments, data_args: DataArguments, output: Path) -> 
     profiles += [args.select] if args.select and args.select not in profiles else []
     options = {"split": "eval", "bad_rows": data_args.bad_rows, "columns": data_args.columns}
     dialogues, rejected = data.load_records(args.submission, **options) if args.submission else ([], [])
-    run.make_folder(output)
+    run.claim(output)
     data.write_rejected(rejected, output / "submission.rejected.jsonl")
     write_leaderboard(leaderboard(records, entries, profiles), output)
     best = select(records, entries, args.select, output / "best") if args.select else None

@@ -40,14 +40,14 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     base = models.base_of(args.model)
     models.check_adapter(args.model, base or model_args.model_name_or_path, "--model")
-    if Path(args.model).resolve().is_relative_to(output.resolve()):
-        raise InputError(f"--output_dir {output}: has the adapter in it. Choose another folder.")
+    if any(Path(name).resolve().is_relative_to(output.resolve()) for name in (args.model, str(base))):
+        raise InputError(f"--output_dir {output}: has the adapter or its base in it. Choose another folder.")
     earlier = args.overwrite_output_dir and "merged_from" in (run.read_manifest(output) or {})
     if output.exists() and any(output.iterdir()) and not earlier:
         raise InputError(
             f"--output_dir {output}: exists. Choose another, or replace a merge: --overwrite_output_dir true."
         )
-    run.make_folder(output)
+    run.claim(output)
     (_, records), _ = data.load_train_and_eval(data_args)
     manifest = run.read_manifest(args.model) or {"finished": True, "settings": {}}
     form, phase = manifest.get("prompt_form", "instruction"), manifest.get("phase", 1)
@@ -68,12 +68,15 @@ def main(argv: list[str] | None = None) -> None:
     merged = models.add_adapter(whole, args.model).merge_and_unload()
     difference = (log_probs(merged, examples) - before).abs()
     dtype = str(merged.dtype).removeprefix("torch.")
-    shutil.rmtree(output)  # an earlier merge
-    merged.save_pretrained(str(output))
-    tokenizer.save_pretrained(str(output))
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    merged.save_pretrained(str(partial))
+    tokenizer.save_pretrained(str(partial))
     quantisation = dict.fromkeys(("load_in_4bit", "load_in_8bit"), False)
     settings = manifest["settings"] | quantisation | {"dtype": dtype}
-    run.write_json(manifest | {"merged_from": args.model, "settings": settings}, output / run.MANIFEST)
+    run.write_json(manifest | {"merged_from": args.model, "settings": settings}, partial / run.MANIFEST)
+    shutil.rmtree(output)  # an earlier merge
+    partial.rename(output)
     run.say(
         f"{output}: {args.model} in {dtype}. Log-probability of a reference's token, over {len(difference)} "
         f"tokens: largest difference {difference.max():.4f}, mean {difference.mean():.4f} nats."

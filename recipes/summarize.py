@@ -95,6 +95,10 @@ def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | No
 
 def read_standard_input(row_args: RowArguments) -> tuple[list[str], list[str] | None, list[data.Rejected]]:
     """As `read`, and what is wrong is said of standard input."""
+    if sys.stdin is None:
+        raise InputError("--input -: there is no standard input. Give it dialogues, or --input FILE.")
+    if sys.stdin.isatty():
+        run.say("Reading dialogues from the keyboard, up to Ctrl-D.")
     content = [sys.stdin.buffer.read() if run.is_main_process() else b""]  # which all processes share
     broadcast_object_list(content)
     with tempfile.TemporaryDirectory() as folder:

@@ -90,7 +90,7 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
     for profile, found in figures["difference"].items():
         say(
             f"{profile}: {after} is {found['difference']:+.2f} from {before} "
-            f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.3f})."
+            f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.2g})."
         )
     if figures["difference"][figures["chosen_by"]]["difference"] <= 0:
         say(f"{after.capitalize()} is no better than {before} here. Use {before}.")
@@ -117,7 +117,7 @@ _PAGE = """<!doctype html>
 {%- endfor %}</tr>
 {% endfor %}</table>
 {% for profile, found in difference.items() %}<p>{{ profile }}: {{ "%+.2f"|format(found.difference) }}, 95% interval
-{{ "%+.2f"|format(found.low) }} to {{ "%+.2f"|format(found.high) }}, p {{ "%.3f"|format(found.p) }}.</p>{% endfor %}
+{{ "%+.2f"|format(found.low) }} to {{ "%+.2f"|format(found.high) }}, p {{ "%.2g"|format(found.p) }}.</p>{% endfor %}
 <div class="plots">{% for plot in plots %}<div>{{ plot|safe }}</div>{% endfor %}</div>
 <h2>Summaries before and after</h2><p>{{ changed }} of {{ systems[0].rows }} changed.</p>
 <table><tr><th>dialogue<th>reference<th>{{ before }}<th>{{ after }}</tr>

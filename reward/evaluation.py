@@ -105,8 +105,8 @@ def say_winner(rows: dict[str, list[float]], profile: str) -> None:
         say(f"Best by {profile}: {first}, the first; nothing else here is better.")
         return
     found = paired_bootstrap(rows[first], rows[best])
-    chance = "; that may be chance, for the interval holds 0" if found["low"] < 0 else ""
+    chance = "; that may be chance" if found["p"] >= 0.05 else ""
     say(
         f"Best by {profile}: {best}, {found['difference']:+.2f} from {first} "
-        f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.3f}{chance})."
+        f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.2g}{chance})."
     )

@@ -160,10 +160,14 @@ def repeated_sentences(dialogue: str, summary: str) -> str:
     return summary if text == summary else text.rstrip()
 
 
+# Casual endings (먹었어, 했네, 만나자), and a number with what it counts: a sentence may end so without a stop.
+_MAY_END = re.compile(r"(?:[아어야해돼지자네군]|구나|\d[\d,.]*\s?(?:[가-힣%]|달러|시간|퍼센트)?)$")
+
+
 def cut_ending(dialogue: str, summary: str) -> str:
     """Drops a Korean last sentence that stops in the middle, if the sentence before it is whole."""
     bare = re.sub(r"[^\w]+$", "", summary)  # 좋아해요~ is whole
-    if language(summary) != "ko" or not is_cut(summary) or not is_cut(bare):
+    if language(summary) != "ko" or not is_cut(summary) or not is_cut(bare) or _MAY_END.search(bare):
         return summary
     *before, last = _sentences(summary)
     kept = "".join(before).rstrip()

@@ -73,6 +73,10 @@ class SystemArguments:
             raise InputError(f"--mbr_profile {self.mbr_profile}: expected one of {', '.join(PROFILES)}.")
         if self.samples and self.combine not in CHOOSING:
             raise InputError("--samples: has no effect without --combine mbr or --combine best_of_n.")
+        if self.sample_temperature != SystemArguments.sample_temperature and not self.samples:
+            raise InputError("--sample_temperature: has no effect without --samples.")
+        if self.mbr_profile and self.combine != "mbr":
+            raise InputError("--mbr_profile: has no effect without --combine mbr.")
         if self.weights and self.combine not in ("lora_average", "distributions"):
             raise InputError("--weights: has no effect without --combine lora_average or --combine distributions.")
         if (self.combine == "best_of_n") != (self.reward_model is not None):
@@ -120,6 +124,14 @@ class System:
             raise InputError(
                 f"--combine {combine}: candidates: {candidates}, and {needed} are needed to choose from{why}. "
                 "Name more models, or ask for samples: --samples 16."
+            )
+        if self.how.samples and self.decoding.do_sample:
+            raise InputError("--samples and --do_sample: the samples come beside what is not sampled; leave one out.")
+        idle = self.decoding.temperature != 1 or (self.decoding.top_p != 1 and not self.how.samples)
+        if idle and not self.decoding.do_sample:
+            raise InputError(
+                "--temperature, --top_p: no effect without --do_sample true. The samples of mbr and best_of_n have "
+                "--sample_temperature, and --top_p."
             )
         if combine in ("lora_average", "distributions") and not several:
             raise InputError(f"--combine {combine}: expected two models or more after --model.")
@@ -209,7 +221,8 @@ class System:
                 bases[base] = size_of(models.resolve(base))["numbers"]
             else:
                 bases[models.canonical(name)] = own["numbers"]
-            trained += own["numbers"] if base is not None or run.read_manifest(folder) else 0
+            whole = run.read_manifest(folder) or {"merged_from": ""}  # a baseline has a manifest, a merged model too
+            trained += own["numbers"] if base is not None or "merged_from" not in whole else 0
             bases[f"adapter {name}"] = own["numbers"] if base is not None else 0
         if self.how.reward_model:  # an adapter and a head
             own = size_of(Path(self.how.reward_model) / "model")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from alignment import summarizer
 from alignment.arguments import PromptArguments
 from alignment.data import Record, load_records
 from alignment.dialogue import encode_prompt, prompt_for
@@ -250,13 +251,15 @@ def test_a_run_killed_in_its_second_model_keeps_the_first(score, tiny_model, tra
         if len(added) == 5:  # of 4 + 4
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Journal, "add", add_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        score(model=models, profiles="strict")
-    made: list[int] = []
-    monkeypatch.setattr(Journal, "add", lambda journal, index, text: made.append(index) or add(journal, index, text))
+    with monkeypatch.context() as killed:
+        killed.setattr(Journal, "add", add_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            score(model=models, profiles="strict")
+    asked: list[int] = []
+    real = summarizer.generate
+    monkeypatch.setattr(summarizer, "generate", lambda *a, **k: asked.append(len(a[2])) or real(*a, **k))
     folder = score(model=models, profiles="strict")
-    assert len(made) == 5 + 3  # taken over, and made anew
+    assert asked == [0, 3]
     for file in whole.glob("*.csv"):
         assert (folder / file.name).read_bytes() == file.read_bytes()
 

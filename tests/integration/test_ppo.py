@@ -12,8 +12,9 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from test_bad_input import files_in
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from alignment import run
 from alignment.data import load_records
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -415,6 +416,42 @@ def test_merged_it_says_the_same_without_peft(finished: Path, dialogues: Path, t
 def test_only_an_adapter_is_merged(tiny_model: Path, tmp_path: Path, model: str, message: str):
     with pytest.raises(InputError, match=message):
         merge.main(["--model", str(tiny_model if model == "base" else model), "--output_dir", str(tmp_path / "merged")])
+
+
+def test_an_earlier_merge_is_replaced_when_the_new_one_is_whole(finished: Path, tmp_path: Path, monkeypatch: Any):
+    flags = ["--model", str(finished / "phase3"), "--output_dir", str(tmp_path / "merged")]
+    merge.main(flags)
+    run.release()
+    with pytest.raises(InputError, match="exists"):
+        merge.main(flags)
+    (tmp_path / "merged/old").touch()
+    with monkeypatch.context() as killed:
+        killed.setattr(PreTrainedTokenizerBase, "save_pretrained", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            merge.main([*flags, "--overwrite_output_dir", "true"])
+    run.release()
+    assert (tmp_path / "merged/old").exists()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    merge.main([*flags, "--overwrite_output_dir", "true"])
+    assert not (tmp_path / "merged/old").exists()
+    assert "merged_from" in (run.read_manifest(tmp_path / "merged") or {})
+    assert not (tmp_path / "merged.partial").exists()
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_adapter_is_not_merged_over_its_own_base(finished: Path, tmp_path: Path):
+    adapter = Path(shutil.copytree(finished / "phase3", tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    base = Path(shutil.copytree(config["base_model_name_or_path"], tmp_path / "base"))
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
+    run.write_json({"merged_from": "elsewhere"}, base / "manifest.json")
+    before = files_in(base)
+    with pytest.raises(InputError, match="has the adapter or its base in it"):
+        merge.main(["--model", str(adapter), "--output_dir", str(base), "--overwrite_output_dir", "true"])
+    assert files_in(base) == before
 
 
 def test_merging_overwrites_nothing(finished: Path, tmp_path: Path):

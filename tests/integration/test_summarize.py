@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -104,7 +103,7 @@ def test_plain_text_to_a_file(run, summaries, tmp_path):
 def test_standard_input(content, run, capsys, monkeypatch):
     run(content)
     expected = capsys.readouterr().out
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content.encode())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
     run()
     assert capsys.readouterr().out == expected != ""
 
@@ -114,8 +113,14 @@ def test_standard_input(content, run, capsys, monkeypatch):
     [("", "standard input: the file is empty"), ("fname,dialogue\n1,\n", "standard input: 1 bad of 1 rows")],
 )
 def test_what_is_wrong_is_said_of_standard_input(content, fault, run, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content.encode())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
     with pytest.raises(InputError, match=f"^{fault}"):
+        run()
+
+
+def test_where_there_is_no_standard_input_a_file_is_asked_for(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as where it was closed
+    with pytest.raises(InputError, match=r"--input -: there is no standard input\. Give it dialogues, or --input FILE"):
         run()
 
 

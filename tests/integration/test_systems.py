@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alignment import data, models
+from alignment import data, models, summarizer
 from alignment.arguments import ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding
@@ -217,13 +217,15 @@ def test_a_killed_system_goes_on_with_the_candidates_it_has(score, monkeypatch, 
         if len(added) == 9:  # of 2 x 3 x 4
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Journal, "add", add_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        score(combine="mbr", **SAMPLES)
-    made: list[int] = []
-    monkeypatch.setattr(Journal, "add", lambda journal, index, text: made.append(index) or add(journal, index, text))
+    with monkeypatch.context() as killed:
+        killed.setattr(Journal, "add", add_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            score(combine="mbr", **SAMPLES)
+    asked: list[int] = []
+    real = summarizer.generate
+    monkeypatch.setattr(summarizer, "generate", lambda *a, **k: asked.append(len(a[2])) or real(*a, **k))
     folder = score(combine="mbr", **SAMPLES)
-    assert len(made) == 24  # nine taken over, and the others made
+    assert sum(asked) == 24 - 9
     assert predictions_in(folder) == predictions_in(whole)
     assert sorted(file.name for file in folder.iterdir()) == ["dialogues.jsonl", "predictions.csv", "results.json"]
 
@@ -340,10 +342,15 @@ def test_a_chosen_system_keeps_its_own_decoding(compared, dialogues, tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    [{"num_beams": 2}, {"combine": "mbr"}, {"grid": "num_beams=1,4"}, {"name": "mine"}, {"prompt_form": "chat"}],
-)
-def test_a_comparison_takes_no_decoding(compared, flags, tmp_path):
-    with pytest.raises(InputError, match=r"--compare: reads what was written. Leave out systems, prompts and decoding"):
+    [
+        {"num_beams": 2}, {"combine": "mbr"}, {"grid": "num_beams=1,4"}, {"name": "mine"}, {"prompt_form": "chat"},
+        {"dataset_path": "test.csv"}, {"max_eval_rows": 2},
+    ],
+)  # fmt: skip
+def test_a_comparison_takes_nothing_that_was_decided_before(compared, flags, tmp_path):
+    with pytest.raises(
+        InputError, match=r"--compare: reads what was written. Leave out systems, prompts, decoding and"
+    ):
         compared(**flags)
     assert not (tmp_path / "report").exists()
 
@@ -433,7 +440,13 @@ def test_predictions_alone_cannot_be_chosen(score, tmp_path, dialogues):
         ({"combine": "mbr", "samples": 1, "name": "a/b"}, "--name a/b: becomes part of a file's name"),
         ({"temperature": 0}, "--temperature 0.0, --top_p 1.0: expected a number above 0"),
         ({"do_sample": True, "num_beams": 2}, "--do_sample true, --num_beams 2: sample, or search with beams"),
-        ({"grid": ["length_penalty=0.6,1"]}, "--grid length_penalty: has no effect without beams"),
+        ({"num_beams": 1, "grid": ["length_penalty=0.6,1"]}, "--grid length_penalty: has no effect without beams"),
+        ({"combine": "lora_average", "temperature": 0.3}, "--temperature, --top_p: no effect without --do_sample true"),
+        ({"combine": "lora_average", "top_p": 0.9}, "--temperature, --top_p: no effect without --do_sample true"),
+        ({"combine": "mbr", "samples": 2, "temperature": 0.3}, "have --sample_temperature, and --top_p"),
+        ({"combine": "mbr", "samples": 2, "do_sample": True}, "--samples and --do_sample: the samples come beside"),
+        ({"combine": "lora_average", "mbr_profile": "strict"}, "--mbr_profile: has no effect without --combine mbr"),
+        ({"combine": "mbr", "sample_temperature": 1}, "--sample_temperature: has no effect without --samples"),
         ({"grid": ["temperature=0.6,1"]}, "--grid temperature and top_p: have no effect without"),
         ({"select": "strict"}, "--select needs --compare"),
         ({"compare": "runs/x"}, "--model, --predictions and --compare: give one of them"),
@@ -442,6 +455,13 @@ def test_predictions_alone_cannot_be_chosen(score, tmp_path, dialogues):
 def test_what_cannot_be_is_told_before_anything_is_loaded(flags, message, score, tmp_path):
     with pytest.raises(InputError, match=message):
         score(**flags)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("flags", [{"length_penalty": 0.5}, {"grid": ["length_penalty=0.5,2"]}])
+def test_a_length_penalty_without_beams_is_refused(flags, score, trained, tmp_path):
+    with pytest.raises(InputError, match=r"--length_penalty 0\.5: has no effect without beams; add --num_beams 4"):
+        score(model=trained[:1], **flags)
     assert not (tmp_path / "out" / "results.json").exists()
 
 

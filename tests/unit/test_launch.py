@@ -1,6 +1,8 @@
 """alignment/launch.py: what it holds the launcher's settings to, and where an error is told."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -15,6 +17,16 @@ def test_mixed_precision_of_the_launcher_is_left_out_and_that_is_told(given, tol
     launch(lambda: seen.append(os.environ["ACCELERATE_MIXED_PRECISION"]))
     assert seen == ["no"]
     assert capsys.readouterr().err.count(f"mixed_precision {given} is not used") == told
+
+
+def test_a_reader_who_leaves_ends_it_without_a_traceback():
+    code = "from alignment.launch import launch; launch(lambda: print('summary ' * 100_000, flush=True))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
 
 
 @pytest.mark.parametrize(("local_rank", "told"), [(0, 1), (1, 0)])

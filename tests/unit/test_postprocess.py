@@ -196,6 +196,10 @@ def test_a_cut_last_sentence_is_dropped(summary, mended):
         "둘은 만난다. 셋은 간다",
         "둘은 만난다. 셋은 좋아해요~",
         "둘은 만난다. 내일 만남",
+        "둘은 만난다. 그 뒤 밥을 먹었어",
+        "둘은 만난다. 늦게 왔구나!?",
+        "둘은 만난다. 총 금액은 20,000원",
+        "둘은 만난다. 만날 때는 3시 30분",
         "Ms. Lee는 내일 집에",  # no whole sentence before it
         "그는 ... 그래서 둘은",
         '둘은 만난다. 그는 "내일 간다. 꼭 간다." 하고 말하며',  # a whole sentence in the cut one

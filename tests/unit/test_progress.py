@@ -6,7 +6,7 @@ import time
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from alignment.progress import TrainingProgress
+from alignment.progress import Progress, TrainingProgress, show_table
 
 
 def test_tokens_a_second_are_those_of_training_without_its_evaluations(tmp_path, capsys: pytest.CaptureFixture[str]):
@@ -32,6 +32,15 @@ def test_tokens_a_second_are_those_of_training_without_its_evaluations(tmp_path,
     assert held_out == "Phase 1 step 1: held-out loss 2.25, rouge 12.35"
     rate = float(re.fullmatch(r"Phase 1 step 2/4: loss 2\.500, ([\d,]+) tokens/s, .*", second)[1].replace(",", ""))
     assert rate == pytest.approx(200 / seconds, rel=0.05)
+
+
+def test_names_with_brackets_are_shown_whole(capsys: pytest.CaptureFixture[str]):
+    show_table("data[v1]/dev.csv", ["name"], [{"name": "KoBART [ours]"}, {"name": "exp[seed=42]"}])
+    with Progress("Summarising with exp[seed=42]", total=1) as progress:
+        progress.advance(1)
+    shown = capsys.readouterr()
+    assert all(name in shown.out for name in ("data[v1]/dev.csv", "KoBART [ours]", "exp[seed=42]"))
+    assert "Summarising with exp[seed=42]: 1/1" in shown.err
 
 
 @pytest.mark.parametrize(

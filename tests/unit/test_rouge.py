@@ -223,9 +223,10 @@ def test_bootstrap_of_equal_systems_is_undecided():
     }
 
 
-def test_bootstrap_of_a_constant_gain_is_certain():
-    result = paired_bootstrap([1.0, 5.0, 3.0], [2.0, 6.0, 4.0], samples=999)
-    assert result == {"difference": 1, "low": 1, "high": 1, "p": 0.002}
+def test_bootstrap_of_a_constant_gain_is_as_certain_as_its_rows_are_many():
+    for rows, p in ((1, 1.0), (3, 0.25), (5, 0.0625), (40, 0.002)):
+        result = paired_bootstrap([float(row) for row in range(rows)], [row + 1.0 for row in range(rows)], samples=999)
+        assert result == {"difference": 1, "low": 1, "high": 1, "p": p}
 
 
 def test_bootstrap_interval_is_that_of_the_normal_and_repeats_with_its_seed():
