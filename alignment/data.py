@@ -7,20 +7,20 @@ column) always stops the reading; a fault of one row stops it too, unless bad_ro
 import difflib
 import hashlib
 import json
-import random
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment.arguments import DataArguments
 from alignment.errors import InputError
 from alignment.formats import EXTENSIONS, file_rows, listed, write_rows
 from alignment.run import is_main_process, say
 
 EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
-SPLIT_STEMS = {"train": ("train",), "eval": ("eval", "dev", "validation", "valid", "val", "test")}
+HELD_OUT = ("eval", "dev", "validation", "valid", "val")  # a test file is not for choosing a checkpoint
+SPLIT_STEMS = {"train": ("train",), "held_out": HELD_OUT, "eval": (*HELD_OUT, "test")}
 HUB_SPLITS = {"train": ("train",), "eval": ("validation", "valid", "val", "dev", "test")}
 SHOWN = 20  # names in a message
 # Where each field of a record is looked for, first match first; `columns` puts the user's own name in their place.
@@ -76,7 +76,7 @@ def load_records(
     if unknown := [field for field in columns if field not in KEYS]:
         raise InputError(f"columns names {listed(unknown)}; the fields of a record are {listed(KEYS)}")
     keys = _keys(columns)
-    needed = {"id", "dialogue", *columns, *(["references"] if need_references else [])}
+    needed = {"id", "dialogue", *(["references"] if need_references else [])}
     source, rows = _find_rows(path, split, keys, needed)
 
     records: list[Record] = []
@@ -101,6 +101,12 @@ def load_records(
         more = [f"  and {len(rejected) - 10} more"] if len(rejected) > 10 else []
         cure = "Correct them, or go on without them: --bad_rows skip" if bad_rows == "error" else "No good row is left"
         raise InputError("\n".join([f"{source}: {len(rejected)} bad of {len(rows)} rows", *shown, *more, cure]))
+    unbroken = [record for record in records if re.search(r"\A[^\n]*(\\n|<br ?/?>)[^\n]*\Z", record.dialogue)]
+    if len(unbroken) * 2 > len(records):
+        raise InputError(
+            f"{source}: {len(unbroken)} of {len(records)} dialogues are on one line, with \\n or <br> written out. Put "
+            "line breaks there: a dialogue has one turn a line."
+        )
     return records, rejected
 
 
@@ -129,66 +135,6 @@ def find_split(path: str | Path, split: str) -> Path | None:
         if found:
             return found[0]
     return None
-
-
-def hold_out(
-    records: list[Record], share: float = 0.1, most: int = 200, seed: int = 42
-) -> tuple[list[Record], list[Record]]:
-    """Splits into train and eval, each in order, with `share` of the distinct dialogues (1 to `most`) in eval.
-
-    Records with one dialogue text stay on one side, so that nothing evaluated was trained on.
-
-    Raises:
-        InputError: fewer than two distinct dialogues, or `share` or `most` out of range.
-    """
-    if not 0 < share < 1 or most < 1:
-        raise InputError(f"share is {share} and most is {most}; expected a share between 0 and 1, and at least 1")
-    dialogues = list(dict.fromkeys(record.dialogue for record in records))
-    if len(dialogues) < 2:
-        raise InputError(f"cannot hold out from {len(dialogues)} distinct dialogues; give at least 2, or an eval file")
-    # rounding up could take every dialogue, hence the second bound
-    count = max(1, min(round(share * len(dialogues)), len(dialogues) - 1, most))
-    held = set(random.Random(seed).sample(dialogues, count))
-    return [r for r in records if r.dialogue not in held], [r for r in records if r.dialogue in held]
-
-
-def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[Record]], list[Rejected]]:
-    """Reads what the arguments name into (to train on, held out), and the bad rows of both.
-
-    Held out are `eval_dataset_path`, or the eval file of a folder, or else a tenth of the data.
-    """
-    options = _options(args)
-    eval_path = args.eval_dataset_path or find_split(args.dataset_path, "eval")
-    most = args.max_train_rows if eval_path else None
-    train, rejected = load_records(args.dataset_path, split="train", max_rows=most, **options)
-    if eval_path is None:
-        train, held_out = hold_out(train)  # of all rows, so that none of them is trained on with another limit
-        train = train[: args.max_train_rows]
-        return (train, held_out[: args.max_eval_rows or max(1, round(len(train) / 9))]), rejected
-    held_out, more = load_records(eval_path, split="eval", max_rows=args.max_eval_rows, **options)
-    return (train, held_out), rejected + more
-
-
-def load_all_train(args: DataArguments, held_out: list[Record]) -> tuple[list[Record], list[Rejected]]:
-    """Reads every row to train on, beyond `max_train_rows` too, but for held-out dialogues; and the bad ones."""
-    records, rejected = load_records(args.dataset_path, split="train", **_options(args))
-    own_eval = args.eval_dataset_path or find_split(args.dataset_path, "eval")
-    unseen = {record.dialogue for record in (held_out if own_eval else hold_out(records)[1])}
-    return [record for record in records if record.dialogue not in unseen], rejected
-
-
-def load_eval(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
-    """Reads the dialogues to score on, those of `eval_dataset_path` or of `dataset_path`, and the bad rows.
-
-    Raises:
-        InputError: A row has no reference; or as `load_records`.
-    """
-    path = args.eval_dataset_path or args.dataset_path
-    return load_records(path, split="eval", max_rows=args.max_eval_rows, **_options(args))
-
-
-def _options(args: DataArguments) -> dict[str, Any]:
-    return {"need_references": True, "bad_rows": args.bad_rows, "columns": args.columns}
 
 
 def write_rejected(rejected: list[Rejected], path: str | Path) -> None:
@@ -389,12 +335,14 @@ def _identity(value: Any) -> str:
 
 
 def _text(what: str, value: Any) -> str:
-    """The text as it stands, but with newlines as line ends, and without blanks at their ends or around the whole."""
+    """The text composed (NFC), with newlines as line ends, and without blanks at their ends or around the whole."""
     if value is None:
         raise InputError(f"no {what}")
     if not isinstance(value, str):
         raise InputError(f"{what} is {value!r:.60}, not a string")
     if re.search("[\ud800-\udfff]", value):  # JSON can escape one alone; no tokenizer and no file takes it
         raise InputError(f"{what} is not valid Unicode: it has half of a surrogate pair")
+    if what != "id":  # Hangul in letters (NFD), as out of a PDF, is neither told as Korean nor known to a tokenizer
+        value = unicodedata.normalize("NFC", value)
     lines = value.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "\n".join(line.rstrip() for line in lines).strip()

@@ -46,7 +46,7 @@ _TAG = re.compile(r"#\w+#")
 def language(text: str) -> str:
     """`ko` where at least a tenth of the letters outside tags such as #Person1# are Hangul, else `en`."""
     letters = [c for c in _TAG.sub("", text) if c.isalpha()]
-    hangul = sum("가" <= c <= "힣" for c in letters)
+    hangul = sum("가" <= c <= "힣" or "ㄱ" <= c <= "ㆎ" for c in letters)  # ㅋㅋ, ㅇㅇ
     return "ko" if hangul * 10 >= len(letters) else "en"
 
 
@@ -84,7 +84,8 @@ def end_token_id(form: str, tokenizer: PreTrainedTokenizerBase) -> int:
         return tokenizer.eos_token_id
     text = _apply_template(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": "끝"}])
     tail = tokenizer(text.rpartition("끝")[2], add_special_tokens=False).input_ids
-    return tail[0] if tail and tail[0] in tokenizer.all_special_ids else tokenizer.eos_token_id
+    added = tokenizer.added_tokens_decoder  # Gemma's <end_of_turn> is special there, and not among all_special_ids
+    return tail[0] if tail and tail[0] in added and added[tail[0]].special else tokenizer.eos_token_id
 
 
 def encode_prompt(prompt: str, form: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -156,5 +156,9 @@ def _csv_rows(path: Path, text: str) -> list[Any]:
         if len(fields) != len(header):
             cure = "put text with commas or line breaks in double quotes"
             raise InputError(f"{path}: line {start}: {len(fields)} fields, but the header has {len(header)}; {cure}")
+        unnamed = [text for name, text in zip(header[1:], fields[1:], strict=True) if not name and text.strip()]
+        if unnamed:
+            cure = "name it, or put text with commas in double quotes"
+            raise InputError(f"{path}: line {start}: {unnamed[0]!r:.40} in a column without a name; {cure}")
     rows = (zip(header, fields, strict=True) for _, fields in lines[1:])
-    return [{name: value for name, value in row if name} for row in rows]  # a column without a name is nobody's
+    return [{name: value for name, value in row if name} for row in rows]  # but for the first one: row numbers

@@ -135,11 +135,16 @@ def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]
     grid: dict[str, Decoding] = {}
     for combination in product(*values.values()):
         changes = dict(zip(values, combination, strict=True))
+        own = decoding  # without what has no effect in this combination
+        if changes.get("num_beams") == 1:
+            own = replace(own, length_penalty=None)
+        if changes.get("do_sample") is False:
+            own = replace(own, temperature=1.0, top_p=1.0)
         if changes.get("num_beams", decoding.num_beams) == 1:
             changes.pop("length_penalty", None)
         if not changes.get("do_sample", decoding.do_sample):
             changes = {name: value for name, value in changes.items() if name not in ("temperature", "top_p")}
-        grid["-".join(f"{name}={value}" for name, value in changes.items())] = replace(decoding, **changes)
+        grid["-".join(f"{name}={value}" for name, value in changes.items())] = replace(own, **changes)
     return grid
 
 

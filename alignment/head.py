@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SLICE = 128  # tokens of the vocabulary that are multiplied at a time; most vocabularies are padded to a multiple
+# By which models scale or cap their logits after the head, where what is here would miss it.
+SCALES = (
+    "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "logit_scale", "logits_scaling",
+    "lm_head_multiplier", "output_multiplier",
+)  # fmt: skip
 CHUNK_TOKENS = 64  # 64 x V float32 logits at a time: 64 MiB for V = 262,144
 
 

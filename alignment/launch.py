@@ -1,6 +1,7 @@
 """How a recipe is run: its errors in one message, the cores shared, the launcher's settings held to ours."""
 
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,7 @@ HOW_TO_GO_ON = "The same command goes on from what is written; a training run wi
 def launch(main: Callable[[], None]) -> None:
     """Runs a recipe; a user's error ends in one message and exit code 2, a bug keeps its traceback."""
     silence_libraries()
+    _tell_of_unused_gpu()
     _use_all_cores()
     _leave_types_to_us()
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
@@ -70,6 +72,12 @@ def silence_libraries() -> None:
     transformers_logging.disable_progress_bar()
     enable_progress_bars()  # the line above turns off the Hub's too, and a download takes minutes
     warnings.filterwarnings("ignore")
+
+
+def _tell_of_unused_gpu() -> None:
+    """A torch for CPUs, or a driver that is too old, would take hours where a GPU takes minutes, without a word."""
+    if shutil.which("nvidia-smi") and not torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
+        _say_once(f"There is an NVIDIA GPU, but torch {torch.__version__} cannot use it: all is done on the CPU.")
 
 
 def _use_all_cores() -> None:

@@ -37,6 +37,7 @@ from transformers.utils import cached_file
 from alignment import embedded
 from alignment.arguments import ModelArguments
 from alignment.errors import InputError
+from alignment.training import let_gradients_through
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 # What a model is loaded with as it was trained, unless the user says otherwise.
@@ -103,13 +104,10 @@ def load_tokenizer(name_or_path: str, revision: str = "main") -> PreTrainedToken
         return load_tokenizer(base, revision)
     config = config_of(name, revision) if base is None else None
     try:
-        if config is not None and config.is_encoder_decoder:
-            tokenizer = _tokenizer_as_written(name, revision)
-            if tokenizer.pad_token_id is None and isinstance(config.pad_token_id, int):
-                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+        tokenizer = _tokenizer_as_written(name, revision, config is not None and config.is_encoder_decoder)
         if config is not None:
+            if config.is_encoder_decoder and tokenizer.pad_token_id is None and isinstance(config.pad_token_id, int):
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
             known = tokenizer.eos_token_id is not None and tokenizer.eos_token_id < config.vocab_size
             if not known and isinstance(config.eos_token_id, int):
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
@@ -122,19 +120,19 @@ def load_tokenizer(name_or_path: str, revision: str = "main") -> PreTrainedToken
     return tokenizer
 
 
-def _tokenizer_as_written(name: str, revision: str) -> PreTrainedTokenizerFast:
+def _tokenizer_as_written(name: str, revision: str, encoder_decoder: bool) -> PreTrainedTokenizerFast:
     """The tokenizer that tokenizer.json describes, where there is one, and nothing else.
 
-    transformers 5.23 rebuilds the tokenizers of some types of model and reads from that file the vocabulary alone: for
-    KoBART, whose type is BART, that is a byte-level tokenizer that loses every Korean letter.
+    transformers 5.23 rebuilds the tokenizers of some types of model (BART, GPT-2, Llama) and reads from that file the
+    vocabulary alone: for KoBART and KoGPT2 that is a byte-level tokenizer that loses every Korean letter.
     """
     options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    side = "right" if encoder_decoder else "left"
     if cached_file(name, "tokenizer.json", revision=revision, **options):
-        return PreTrainedTokenizerFast.from_pretrained(name, revision=revision, padding_side="right")
-    made = AutoTokenizer.from_pretrained(name, revision=revision)  # from a SentencePiece file (mT5, mBART)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made.backend_tokenizer, padding_side="right", **made.special_tokens_map
-    )
+        return PreTrainedTokenizerFast.from_pretrained(name, revision=revision, padding_side=side)
+    made = AutoTokenizer.from_pretrained(name, revision=revision, padding_side=side)  # of a SentencePiece file
+    whole = {"tokenizer_object": made.backend_tokenizer, "padding_side": side, **made.special_tokens_map}
+    return PreTrainedTokenizerFast(**whole) if encoder_decoder else made
 
 
 def config_of(name_or_path: str, revision: str = "main") -> PreTrainedConfig:
@@ -203,7 +201,7 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
     # A quantised model is placed while it loads; every other one is placed by the trainer or by `to`.
     placed = quantised is not None or getattr(stored, "quantization_config", None) is not None
     try:
-        return auto_class.from_pretrained(
+        model = auto_class.from_pretrained(
             name,
             revision=config.model_revision,
             dtype=dtype,
@@ -214,6 +212,7 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(config.model_name_or_path, error) from error
+    return let_gradients_through(model)
 
 
 def _not_loaded(name: str, error: Exception) -> InputError:

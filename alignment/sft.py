@@ -26,7 +26,7 @@ from alignment.dialogue import (
     instructions_for,
     prompt_for,
 )
-from alignment.head import loss_in_head
+from alignment.head import SCALES, loss_in_head
 from alignment.held_out import HeldOut, HeldOutRouge, SummaryBefore, mean_over_tokens
 from alignment.progress import TrainingProgress
 from alignment.training import AdapterCheckpoints, add_callbacks, return_freed_memory
@@ -97,9 +97,8 @@ class DialogueSFTTrainer(AdapterCheckpoints, HeldOutRouge, SFTTrainer):
             return_freed_memory()
         self.compute_metrics, self.held_out = mean_over_tokens, held_out
         config = self.model.config.get_text_config()
-        # Scaled or capped logits are made after the head, where `loss_in_head` would miss them: leave those to TRL.
-        scales = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
-        plain_head = all(getattr(config, name, None) in (None, 1, 1.0) for name in scales)
+        # TRL sees to scaled or capped logits.
+        plain_head = all(getattr(config, name, None) in (None, 1, 1.0) for name in SCALES)
         plain_head &= isinstance(self.model.get_output_embeddings(), nn.Linear)  # without an adapter of its own
         plain_loss = self.args.loss_type == "nll" and not self.args.label_smoothing_factor
         self._own_loss = plain_head and plain_loss and not self.aux_loss_enabled

@@ -36,6 +36,18 @@ def return_freed_memory() -> None:
         libc.mallopt(-3, 2 * 2**20)  # M_MMAP_THRESHOLD, see mallopt(3)
 
 
+def let_gradients_through(model: Any) -> Any:
+    """Keeps bitsandbytes from repacking a model's 4-bit weights on CPUs with AVX512-BF16, and returns the model.
+
+    Version 0.50 does so where no gradient is asked for, as when a summary is written. From then on none goes through
+    the weights, without a word, and a save changes them (its `Linear4bit` and `matmul_4bit`).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether no process has all of the weights: under FSDP2 or ZeRO-3."""
     return is_deepspeed_zero3_enabled() or any(isinstance(weight, DTensor) for weight in model.parameters())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, dialogue, models, run
+from alignment import data, dialogue, models, run, splits
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
 from alignment.errors import InputError
 from alignment.held_out import HeldOut
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--max_new_tokens {args.max_new_tokens}: expected at most {context}, the decoder's context.")
     run.make_folder(Path(args.output_dir))
 
-    (train, held_out), rejected = data.load_train_and_eval(data_args)
+    (train, held_out), rejected = splits.load_train_and_eval(data_args)
     language = dialogue.language(train[0].dialogue)
     tokenizer = models.load_tokenizer(*name)
     tokenizer = set_up_tokenizer(tokenizer, model_type, language, args.special_tokens)

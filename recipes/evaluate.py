@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, run
+from alignment import data, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
 from alignment.errors import InputError
 from alignment.generation import Decoding, decoding_grid
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     systems = dict(zip([args.name], systems.values(), strict=True)) if args.name else systems
     run.refuse_existing(files_to_refuse(systems, output), args.overwrite_output_dir)
     by_id = data.read_predictions(args.predictions) if args.predictions else {}
-    records, rejected = data.load_eval(data_args)
+    records, rejected = splits.load_eval(data_args)
     predictions = data.match_predictions(by_id, records, args.predictions) if args.predictions else []
     run.claim(output)
     data.write_rejected(rejected, output / "rejected.jsonl")

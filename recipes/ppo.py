@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from datasets import Dataset
 
-from alignment import data, dialogue, models, run
+from alignment import data, dialogue, models, run, splits
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     run.claim(output)
 
     tokenizer = models.load_tokenizer(args.sft_model)
-    (train, held_out), rejected = data.load_train_and_eval(data_args)
+    (train, held_out), rejected = splits.load_train_and_eval(data_args)
     korean = dialogue.language(train[0].dialogue) == "ko"
     args.metric_profile = args.metric_profile or ("aistages" if korean else "english")
     if args.metric_profile not in PROFILES:

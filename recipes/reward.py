@@ -1,6 +1,5 @@
 """The reward model: candidates -> labels -> preference pairs -> training -> report, from the model that phase 2 left.
 
-    accelerate launch recipes/reward.py
     accelerate launch recipes/reward.py --sft_model runs/my/phase2 --dataset_path train.csv --eval_dataset_path dev.csv
 
 Results: OUTPUT_DIR/data (candidates, labels, and pairs in TRL's columns, for training and held out), OUTPUT_DIR/model,
@@ -14,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, dialogue, models, run
+from alignment import data, dialogue, models, run, splits
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, RewardArguments, parse
 from alignment.errors import InputError
 from alignment.formats import write_rows
@@ -46,9 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     output, folder = Path(args.output_dir), Path(args.output_dir) / "data"
     run.refuse_existing([] if any(output.glob("model*")) else verdict_files(output), args.overwrite_output_dir)
     run.claim(folder)
-    (train, held_out), rejected = data.load_train_and_eval(data_args)
-    everything, more = data.load_all_train(data_args, held_out)  # for what costs seconds
-    pairs.check_splits(train, held_out, ("dialogue", "id") if args.candidates or args.ratings else ("dialogue",))
+    (train, held_out), rejected = splits.load_train_and_eval(data_args)
+    everything, more = splits.load_all_train(data_args)  # for what costs seconds
+    if args.candidates or args.ratings:
+        pairs.check_ids(train, held_out)
     records = {"train": train, "held_out": held_out}
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
 

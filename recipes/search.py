@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from accelerate import PartialState
 
-from alignment import data, dialogue, models, run
+from alignment import data, dialogue, models, run, splits
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     for form in args.prompt_forms:
         dialogue.render("", "", form, tokenizer)  # refuses what this model cannot do
     space = SearchSpace(args, args.prompt_forms, model_args.use_peft)
-    (train, held_out), rejected = data.load_train_and_eval(data_args)
+    (train, held_out), rejected = splits.load_train_and_eval(data_args)
 
     output = Path(args.output_dir)
     run.make_folder(output)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, dialogue, models, run
+from alignment import data, dialogue, models, run, splits
 from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     models.check_architecture(model_args.model_name_or_path, model_args.model_revision)
     tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
-    (train, held_out), rejected = data.load_train_and_eval(data_args)
+    (train, held_out), rejected = splits.load_train_and_eval(data_args)
     fit = {"form": prompt_args.prompt_form, "tokenizer": tokenizer, "max_tokens": args.max_length}
     train, shortened = dialogue.fit_records(train, bad_rows=data_args.bad_rows, **fit)
     held_out, more = dialogue.fit_records(held_out, bad_rows=data_args.bad_rows, **fit)

@@ -12,6 +12,7 @@ started again with an output file, it writes only the summaries that are still m
 import re
 import sys
 import tempfile
+import unicodedata
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
 def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | None, list[data.Rejected]]:
     """Dialogues, their ids, which plain text has none of, and bad rows."""
     if Path(source).is_file() and is_plain_text(Path(source), data.column_names(row_args.columns)):
-        blocks = re.split(r"\n\s*\n", read_text(Path(source)))
+        blocks = re.split(r"\n\s*\n", unicodedata.normalize("NFC", read_text(Path(source))))
         return [block.strip() for block in blocks if block.strip()], None, []
     options = {"bad_rows": row_args.bad_rows, "columns": row_args.columns}
     records, rejected = data.load_records(source, split="eval", **options)

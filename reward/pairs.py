@@ -83,22 +83,18 @@ def make_pairs(labels: list[Label], args: LabelArguments, human: Iterable[dict[s
     return pairs
 
 
-def check_splits(train: list[Record], held_out: list[Record], by: tuple[str, ...] = ("dialogue",)) -> None:
-    """Holds that no dialogue is in both.
-
-    Args:
-        by: What tells dialogues apart; also `id` where a file of candidates or ratings names them by it.
+def check_ids(train: list[Record], held_out: list[Record]) -> None:
+    """Holds that no id is in both, as files of candidates and ratings name dialogues by it.
 
     Raises:
         InputError: One is.
     """
-    for what in by:
-        both = {getattr(record, what) for record in train} & {getattr(record, what) for record in held_out}
-        if both:
-            raise InputError(
-                f"{len(both)} dialogues to train on are held out too: the same {what}, such as {min(both)!r:.60}. "
-                "Take them out of one of the files."
-            )
+    both = {record.id for record in train} & {record.id for record in held_out}
+    if both:
+        raise InputError(
+            f"{len(both)} ids of dialogues to train on are those of held-out ones too, such as {min(both)!r:.60}. "
+            "Candidates and ratings go by id: rename those of one file."
+        )
 
 
 def as_rows(pairs: list[Pair], prompts: dict[str, str]) -> list[dict[str, Any]]:

@@ -45,11 +45,12 @@ def of_reward_model(model: RewardModel) -> Scorer:
 
 
 def of_rouge(args: LabelArguments) -> Scorer:
-    """ROUGE against the references (mean of three, 0 to 1), in the profile of the label; 0 for an empty summary."""
+    """ROUGE against the references (mean of three, 0 to 1), in the label's profile or that of a dialogue's language."""
 
     def score(completions: list[str], dialogue: list[str], references: list[list[str]], **_: Any) -> list[float]:
-        profile = args.label_profile or ("strict" if language(dialogue[0]) == "ko" else "english")
-        return [row["mean"] / 100 for row in rouge(completions, references, profile).rows]
+        profiles = [args.label_profile or ("strict" if language(one) == "ko" else "english") for one in dialogue]
+        triples = zip(completions, references, profiles, strict=True)
+        return [rouge([completion], [own], profile).mean / 100 for completion, own, profile in triples]
 
     return score
 

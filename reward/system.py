@@ -191,7 +191,8 @@ class System:
             return [(f"average {names} {self.how.weights} {args}", average, self.decoding, 1)]
         if self.how.combine == "distributions":
             return [(f"together {names} {args}", together, self.decoding, 1)]
-        sample = replace(self.decoding, num_beams=1, do_sample=True, temperature=self.how.sample_temperature)
+        plain = replace(self.decoding, num_beams=1, length_penalty=None)
+        sample = replace(plain, do_sample=True, temperature=self.how.sample_temperature)
         ways = [(self.decoding, 1)] + [(sample, self.how.samples)] * bool(self.how.samples)
         return [(f"{name} {args}", partial(alone, name), *way) for name in names for way in ways]
 

@@ -81,6 +81,10 @@ class PPOConfig(TrainerArguments, TrainingArguments):
             )
         if self.max_steps > 0:
             raise InputError(f"--max_steps {self.max_steps}: PPO counts updates; use --num_updates.")
+        if self.enable_jit_checkpoint:
+            raise InputError(
+                "--enable_jit_checkpoint: would save amid an update. Use --save_steps, counted in updates."
+            )
         for name in (
             "rollout_batch_size", "num_generations", "num_ppo_epochs", "generation_batch_size", "num_updates",
             "per_device_train_batch_size", "gradient_accumulation_steps", "max_new_tokens",
@@ -136,6 +140,8 @@ def count_steps(args: PPOConfig, prompts: int) -> tuple[int, int]:
             setattr(args, name, value * steps_per_update)
     if args.load_best_model_at_end and args.eval_steps:  # the best is among those that were evaluated
         args.save_steps = max(1, round(args.save_steps / args.eval_steps)) * args.eval_steps
+    # Before that the policy is what it was: evaluations would be equal, and early stopping would take them for the end.
+    args.eval_delay = max(args.eval_delay, args.value_warmup_updates * steps_per_update)
     args.max_steps = updates * steps_per_update
     return updates, steps_per_update
 

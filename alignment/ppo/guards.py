@@ -25,8 +25,8 @@ def reward_hacking(log: list[dict[str, float]], metric: str) -> str | None:
     shown = ", ".join(f"{name} {first[name]:.4g} -> {now[name]:.4g}" for name in figures if name in first)
     return (
         f"reward hacking: from step {first['step']} to {now['step']} the score rose while the true metric fell "
-        f"({shown}). Raise --kl_coef, lower --learning_rate, or mend the reward; the best checkpoint by "
-        f"{metric} is kept."
+        f"({shown}). Raise --kl_coef, lower --learning_rate, or mend the reward. With --load_best_model_at_end "
+        f"true the best checkpoint by {metric} is kept, else the last."
     )
 
 

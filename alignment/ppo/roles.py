@@ -25,13 +25,12 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from alignment.errors import InputError
-from alignment.head import TokenLogProbs
+from alignment.head import SCALES, TokenLogProbs
 from alignment.ppo.prompts import Prompt, join, pad, split
+from alignment.training import let_gradients_through
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward", "value"  # PEFT saves "default" at the top
 ADAPTER, HEAD = f"adapter_{SAFE_WEIGHTS_NAME}", "head.safetensors"
-# Logits that a model scales or caps after its head, which `TokenLogProbs` would miss.
-SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 MicroBatch = dict[str, Tensor]
 
@@ -67,7 +66,7 @@ class Roles(nn.Module):
         if not isinstance(model, PeftModel):
             lora = lora or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
             model = get_peft_model(model, lora, autocast_adapter_dtype=False)
-        self.model, self.config = model, model.config
+        self.model, self.config = let_gradients_through(model), model.config
         text = self.config.get_text_config()
         if scaled := [name for name in SCALES if getattr(text, name, None) not in (None, 1, 1.0)]:
             raise InputError(f"{self.name_or_path}: {scaled[0]} scales its logits, which PPO here does not support.")

@@ -30,27 +30,27 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     special: bool,
     new: int,
-    context: int | None,
+    most: Sequence[int | None],
 ) -> list[list[int]]:
     """Token ids of each prompt; a conversation goes through the model's chat template.
 
     Args:
         special: Whether a text gets the tokenizer's begin token and the like; a template brings its own.
         new: Tokens that a completion may have.
-        context: Tokens that the model takes, or None where it does not say.
+        most: Limits of the tokens of both, such as what the model takes; None for no limit.
 
     Raises:
         InputError: A prompt without tokens, or with too many.
     """
-    encoded = []
+    encoded, limit = [], min(filter(None, most), default=None)
     for i, prompt in enumerate(prompts):
         is_text = isinstance(prompt, str)
         text = prompt if is_text else tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=special and is_text).input_ids
-        if not ids or (context and len(ids) + new > context):
+        if not ids or (limit and len(ids) + new > limit):
             raise InputError(
                 f"Prompt {i}: {len(ids)} tokens and {new} for the completion, where at least 1 and with the completion "
-                f"at most {context} are expected. Shorten it, or lower --max_new_tokens."
+                f"at most {limit} are expected. Shorten it, or lower --max_new_tokens."
             )
         encoded.append(ids)
     return encoded

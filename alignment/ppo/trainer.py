@@ -90,8 +90,9 @@ class PPOTrainer(AdapterCheckpoints):
         if eval_dataset is None or metric is None:
             args.load_best_model_at_end, args.metric_for_best_model = False, None
         self.num_updates, self.steps_per_update = count_steps(args, len(train_dataset))
-        context = getattr(roles.config.get_text_config(), "max_position_embeddings", None)
-        how = {"tokenizer": tokenizer, "special": add_special_tokens, "new": self.max_new_tokens, "context": context}
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        most = (args.max_length, getattr(roles.config.get_text_config(), "max_position_embeddings", None))
+        how = {"tokenizer": tokenizer, "special": add_special_tokens, "new": self.max_new_tokens, "most": most}
         self.prompt_ids = encode_prompts(train_dataset["prompt"], **how)
         self.eval_prompt_ids = encode_prompts(eval_dataset["prompt"], **how) if eval_dataset is not None else []
         args.remove_unused_columns, args.ignore_data_skip = False, True

@@ -396,6 +396,19 @@ def test_a_refused_run_leaves_the_lists_of_the_one_that_is_there(flags_for: Flag
     assert {path.name for path in (tmp_path / "other").iterdir()} >= {"rejected.jsonl", "shortened.json"}
 
 
+def test_rouge_pays_a_summary_by_its_own_language_whatever_is_beside_it():
+    rouge_of = load_scorers(["rouge"], LabelArguments(), lambda: pytest.fail("no reward model was asked for"))["rouge"]
+    korean = {
+        "completions": ["둘은 역에서 만난다."],
+        "dialogue": ["A: 역에서 봐.\nB: 응."],
+        "references": [["둘은 역에서 본다."]],
+    }
+    english = {"completions": ["They meet."], "dialogue": ["A: Hi.\nB: Hey."], "references": [["They meet today."]]}
+    both = {name: english[name] + korean[name] for name in korean}
+    assert rouge_of(**both) == rouge_of(**english) + rouge_of(**korean)
+    assert 0 < rouge_of(**korean)[0] < 1
+
+
 # Merging
 
 

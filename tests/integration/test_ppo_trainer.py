@@ -338,6 +338,13 @@ def test_the_best_checkpoint_by_the_true_metric_is_kept(tmp_path: Path):
     ).read_bytes()
 
 
+def test_early_stopping_waits_until_the_policy_learns(tmp_path: Path):
+    patient = {"early_stopping_patience": 2, "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
+    one = trainer(tmp_path, num_updates=9, value_warmup_updates=5, **patient, **held_out([10.0] * 99))
+    one.train()
+    assert one.state.global_step // one.steps_per_update == 6  # evaluated after the fifth update and the sixth
+
+
 def test_the_kl_coefficient_doubles_above_half_of_max_kl_and_ppo_stops_above_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -457,6 +464,8 @@ def test_a_faulty_scorer_is_told(tmp_path: Path, scorer: Callable, message: str)
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0: expected 1 or more"),
         ({"num_updates": -1}, "--num_updates -1: expected 1 or more"),
         ({"num_generations": 3}, "--num_generations 3: expected a divisor of the 8 completions"),
+        ({"max_length": 20, "max_new_tokens": 16}, "Prompt 4: 5 tokens and 16 for the completion.*at most 20"),
+        ({"enable_jit_checkpoint": True}, "--enable_jit_checkpoint: would save amid an update"),
         ({"max_steps": 7}, "--max_steps 7: PPO counts updates; use --num_updates"),
         ({"gradient_checkpointing": True}, "--gradient_checkpointing true has no effect .* --reread_prompts true"),
         ({"bf16": True}, "--bf16, --fp16: .* the type of --dtype"),
@@ -466,6 +475,20 @@ def test_a_faulty_scorer_is_told(tmp_path: Path, scorer: Callable, message: str)
 def test_settings_that_do_not_fit_are_told(tmp_path: Path, settings: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         trainer(tmp_path, **settings)
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tmp_path: Path):
+    bare = tokenizer()
+    bare.pad_token = None
+    one = PPOTrainer(
+        model=model(), scorer=share_of_a, train_dataset=Dataset.from_dict({"prompt": PROMPTS}), processing_class=bare,
+        args=PPOConfig(
+            output_dir=str(tmp_path), use_cpu=True, num_updates=2, rollout_batch_size=8, max_new_tokens=4,
+            per_device_train_batch_size=4, gradient_accumulation_steps=1, eval_strategy="no", save_strategy="no",
+        ),
+    )  # fmt: skip
+    one.train()
+    assert len(scores(one)) == 2
 
 
 def test_no_prompts_are_told(tmp_path: Path):

@@ -465,6 +465,12 @@ def test_a_length_penalty_without_beams_is_refused(flags, score, trained, tmp_pa
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+def test_beams_and_their_length_penalty_go_with_samples_beside_them(trained, dialogues):
+    decoding = Decoding(num_beams=2, length_penalty=0.5)
+    system = System((str(trained[0]),), SystemArguments(combine="mbr", samples=2), decoding)
+    assert all(system.summarize(dialogues_in(dialogues))[0])
+
+
 def test_one_candidate_is_nothing_to_choose_from(score, trained):
     with pytest.raises(InputError, match="--combine mbr: candidates: 1, and 3 are needed to choose from"):
         score(model=trained[:1], combine="mbr")

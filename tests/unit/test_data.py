@@ -1,4 +1,4 @@
-"""alignment/data.py: every family of files, every fault with its place, splits, and the files we write."""
+"""alignment/data.py: every family of files, every fault with its place, and the files we write."""
 
 import json
 import sys
@@ -6,16 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignment.arguments import DataArguments
 from alignment.data import (
     Record,
     Rejected,
     find_split,
     fingerprint,
-    hold_out,
-    load_all_train,
     load_records,
-    load_train_and_eval,
     read_predictions,
     write_rejected,
 )
@@ -175,10 +171,10 @@ def test_a_speaker_may_be_the_number_nought(write):
     assert load_records(write([{"id": "a", "dialogue": turns}]))[0][0].dialogue == "0: 네.\n1: 응."
 
 
-def test_text_is_kept_but_for_blanks_at_line_ends(write):
-    decomposed = "\u1100\u1161"  # not NFC, and kept so
-    records, _ = load_records(write([row(dialogue=f" A:  {decomposed} \t\n\nB:  y  \n")]))
-    assert records[0].dialogue == f"A:  {decomposed}\n\nB:  y"
+def test_text_is_kept_but_for_blanks_at_line_ends_and_composed_and_an_id_as_it_is(write):
+    decomposed = "\u1100\u1161"  # 가 in letters
+    records, _ = load_records(write([row(decomposed, f" A:  {decomposed} \t\n\nB:  y  \n", summary=decomposed)]))
+    assert records == [Record(decomposed, "A:  가\n\nB:  y", ("가",))]
 
 
 def test_a_number_is_an_id(write):
@@ -194,6 +190,12 @@ def test_columns_rename_fields_and_win_over_the_usual_names(write):
     path = write("fname,key,text,highlights\nx,1,A: x,ref\n")
     columns = {"id": "key", "dialogue": "text", "references": "highlights"}
     assert load_records(path, columns=columns)[0] == [Record("1", "A: x", ("ref",))]
+
+
+def test_a_name_for_references_does_no_harm_where_none_are_needed(write):
+    path, columns = write([{"no": 1, "text": "A: x"}]), {"id": "no", "dialogue": "text", "references": "abstract"}
+    assert load_records(path, split="eval", columns=columns)[0] == [Record("1", "A: x", ())]
+    assert "no column or key abstract" in fault_of(path, columns=columns, need_references=True)
 
 
 # --- faults of a file -------------------------------------------------------------------------------------------------
@@ -310,7 +312,7 @@ def test_a_mapped_column_that_is_missing(write):
             {"columns": {"summary": "text"}},
             "columns names summary; the fields of a record are id, dialogue, references",
         ),
-        ({"split": "dev"}, "split is 'dev'; expected train, eval"),
+        ({"split": "dev"}, "split is 'dev'; expected train, held_out, eval"),
     ],
 )
 def test_options_out_of_range(write, options, fault):
@@ -392,6 +394,13 @@ def test_max_rows_takes_the_first_good_rows_and_looks_no_further(write):
     assert [one.row for one in rejected] == [1]
 
 
+@pytest.mark.parametrize("written", ["\\n", "<br>", "<br />"])
+def test_dialogues_whose_line_breaks_are_written_out_are_refused(written, write):
+    flat, whole = row("a", written.join(["A: x", "B: y"])), row("b", f"A: x{written}z\nB: y")
+    assert "2 of 3 dialogues are on one line, with" in fault_of(write([flat, row("c", flat["dialogue"]), whole]))
+    assert len(load_records(write([flat, whole]))[0]) == 2
+
+
 # --- folders, embedded sets, the Hub ----------------------------------------------------------------------------------
 
 
@@ -402,6 +411,13 @@ def test_folder_splits_by_stem(write, tmp_path):
     assert (find_split(tmp_path, "train"), find_split(tmp_path, "eval")) == (train, dev)
     assert load_records(tmp_path)[0][0].id == "a"
     assert load_records(str(tmp_path), split="eval")[0][0].id == "b"
+
+
+def test_a_test_file_is_scored_and_never_held_out(write, tmp_path):
+    path = write([row()], "test.jsonl")
+    assert (find_split(tmp_path, "eval"), find_split(tmp_path, "held_out")) == (path, None)
+    dev = write([row()], "dev.jsonl")
+    assert find_split(tmp_path, "eval") == find_split(tmp_path, "held_out") == dev
 
 
 def test_eval_stems_in_their_order(write, tmp_path):
@@ -500,55 +516,6 @@ def test_a_mistyped_local_path_is_no_hub_name(hub, tmp_path, path):
     assert "no such file" in fault_of(path)
 
 
-# --- hold_out ---------------------------------------------------------------------------------------------------------
-
-
-def some(count):
-    return [Record(str(n), f"A: {n}", ()) for n in range(count)]
-
-
-def test_hold_out_is_a_partition_in_order_of_the_asked_size():
-    records = some(50)
-    train, held = hold_out(records, share=0.2)
-    assert len(held) == 10
-    assert sorted(train + held, key=records.index) == records
-    assert train == sorted(train, key=records.index)
-    assert held == sorted(held, key=records.index)
-
-
-def test_hold_out_depends_on_the_seed_alone():
-    assert hold_out(some(50)) == hold_out(some(50))
-    assert hold_out(some(50), seed=1) != hold_out(some(50), seed=2)
-
-
-def test_hold_out_never_puts_one_dialogue_on_both_sides():
-    records = [Record(str(n), f"A: {n % 7}", ()) for n in range(40)]
-    train, held = hold_out(records, share=0.3)
-    assert {record.dialogue for record in train}.isdisjoint(record.dialogue for record in held)
-    assert len(train) + len(held) == 40
-
-
-@pytest.mark.parametrize(("share", "size"), [(0.001, 1), (0.999, 1)])
-def test_hold_out_leaves_both_sides_a_dialogue(share, size):
-    train, held = hold_out(some(2), share=share)
-    assert (len(train), len(held)) == (1, size)
-
-
-def test_hold_out_takes_no_more_than_most():
-    assert len(hold_out(some(100), share=0.5, most=3)[1]) == 3
-
-
-def test_hold_out_needs_two_distinct_dialogues():
-    with pytest.raises(InputError, match="1 distinct dialogues"):
-        hold_out([Record("a", HELLO, ()), Record("b", HELLO, ())])
-
-
-@pytest.mark.parametrize("options", [{"share": 0}, {"share": 1}, {"most": 0}])
-def test_hold_out_refuses_empty_or_whole_shares(options):
-    with pytest.raises(InputError, match="expected a share between 0 and 1"):
-        hold_out(some(5), **options)
-
-
 # --- what is written and read back ------------------------------------------------------------------------------------
 
 
@@ -600,35 +567,3 @@ def test_fingerprint_is_stable_and_sees_order_and_every_field():
         [Record("a", "A: x", ("r",), "z"), records[1]],
     ]
     assert len({fingerprint(version) for version in [records, *changed]}) == 7
-
-
-def test_what_is_held_out_is_not_trained_on_with_another_limit(write):
-    rows = [row(f"a{i}", f"#Person1#: {i}?\n#Person2#: 응.", summary="답한다.") for i in range(3000)]
-    path = str(write(rows, "train.jsonl"))
-    most = (None, 2000, 90, 10)
-    splits = [load_train_and_eval(DataArguments(dataset_path=path, max_train_rows=rows))[0] for rows in most]
-    sizes = [(len(train), len(held_out)) for train, held_out in splits]
-    assert sizes == [(2800, 200), (2000, 200), (90, 10), (10, 1)]
-    held_out = {record.id for _, held_out in splits for record in held_out}
-    assert not any(record.id in held_out for train, _ in splits for record in train)
-    with_more = DataArguments(dataset_path=path, max_train_rows=10, max_eval_rows=7)
-    assert len(load_train_and_eval(with_more)[0][1]) == 7
-
-
-@pytest.mark.parametrize("own_file", [True, False])
-def test_all_rows_to_train_on_are_those_beyond_the_most_but_for_held_out_dialogues(write, own_file):
-    rows = [row(f"a{i}", f"#Person1#: {i}?\n#Person2#: 응.", summary="답한다.") for i in range(40)]
-    held = write([*rows[30:32], row("b", summary="답한다.")], "eval.jsonl") if own_file else None
-    args = DataArguments(
-        dataset_path=str(write(rows, "train.jsonl")),
-        eval_dataset_path=held and str(held),
-        max_train_rows=20,
-    )
-    (train, held_out), _ = load_train_and_eval(args)
-    assert (len(train), len(held_out)) == (20, 3 if own_file else 2)
-    everything, _ = load_all_train(args, held_out)
-    unseen = {record.dialogue for record in held_out}
-    ids = [one["fname"] for one in rows if one["dialogue"] not in unseen]
-    whole = load_train_and_eval(DataArguments(dataset_path=args.dataset_path))[0][0]  # with nothing held out cut off
-    assert [record.id for record in everything] == (ids if own_file else [record.id for record in whole])
-    assert len(everything) == (38 if own_file else 36)

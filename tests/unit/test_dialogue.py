@@ -4,7 +4,7 @@ import copy
 
 import pytest
 from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from alignment.data import EMBEDDED, Record
 from alignment.dialogue import (
@@ -115,6 +115,15 @@ def test_other_forms_have_the_begin_token_of_the_tokenizer(templated):
 
 def test_template_form_ends_with_the_templates_end_of_turn(templated):
     assert end_token_id("template", templated) == templated.convert_tokens_to_ids("<end>") != templated.eos_token_id
+
+
+def test_an_end_of_turn_may_be_special_among_added_tokens_alone(templated):
+    gemma = copy.deepcopy(templated)
+    gemma.add_tokens([AddedToken("<stop>", special=True)])
+    gemma.chat_template = TEMPLATE.replace("<end>", "<stop>")
+    end = gemma.convert_tokens_to_ids("<stop>")
+    assert end not in gemma.all_special_ids
+    assert end_token_id("template", gemma) == end
 
 
 def test_template_that_writes_no_end_token_falls_back_to_the_tokenizers(templated):

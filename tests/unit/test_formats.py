@@ -52,6 +52,12 @@ def test_spreadsheets_say_the_same_however_they_are_saved(content: str | bytes, 
     assert not is_plain_text(path, column_names(None))
 
 
+def test_text_beside_the_named_columns_is_no_rest_to_be_dropped(tmp_path: Path):
+    path = file_of(tmp_path, "id,dialogue,summary,\na,A: x,앞, 뒤\n")
+    with pytest.raises(InputError, match=r"line 2: ' 뒤' in a column without a name; name it, or put text with commas"):
+        file_rows(path)
+
+
 def test_a_field_may_be_as_long_as_a_meeting(tmp_path: Path):
     turn = "A: 그건 다음에 이야기합시다.\n"
     (row,) = file_rows(file_of(tmp_path, f'id,dialogue\na,"{turn * 20_000}"\n'))

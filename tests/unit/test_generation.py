@@ -431,6 +431,13 @@ def test_a_grid_has_every_combination_that_differs():
     assert {one.batch_size for one in grid.values()} == {3}
 
 
+def test_what_stands_beside_a_grid_is_left_out_where_it_has_no_effect():
+    beams = decoding_grid(["num_beams=1,4"], Decoding(length_penalty=0.6))
+    assert [one.length_penalty for one in beams.values()] == [None, 0.6]
+    sampled = decoding_grid(["do_sample=true,false"], Decoding(temperature=0.5))
+    assert [one.temperature for one in sampled.values()] == [0.5, 1.0]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -17,6 +18,18 @@ def test_mixed_precision_of_the_launcher_is_left_out_and_that_is_told(given, tol
     launch(lambda: seen.append(os.environ["ACCELERATE_MIXED_PRECISION"]))
     assert seen == ["no"]
     assert capsys.readouterr().err.count(f"mixed_precision {given} is not used") == told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch uses the GPU")
+@pytest.mark.parametrize(("hidden", "told"), [(None, 1), ("", 0)])
+def test_a_gpu_that_torch_cannot_use_is_told_of(hidden, told, tmp_path, monkeypatch, capsys):
+    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    launch(lambda: None)
+    assert capsys.readouterr().err.count("There is an NVIDIA GPU, but torch") == told
 
 
 def test_a_reader_who_leaves_ends_it_without_a_traceback():

@@ -7,7 +7,7 @@ import bitsandbytes
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
@@ -39,6 +39,22 @@ ARCHITECTURES = {
     "qwen3": (Qwen3Config(**SIZES, intermediate_size=64, num_key_value_heads=1, head_dim=16), LLAMA_TARGETS),
     "gemma3": (Gemma3TextConfig(**SIZES, intermediate_size=64, num_key_value_heads=1, head_dim=16), LLAMA_TARGETS),
 }
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "llama", "gemma3_text"])
+def test_a_tokenizer_is_what_its_file_says_whatever_the_type_of_the_model(model_type, tmp_path):
+    """KoGPT2's words, for one, begin with a sign: as GPT-2's tokenizer they would lose every Korean letter."""
+    text = "안녕하세요 환불 주문"
+    written = Tokenizer(BPE(unk_token="<unk>"))
+    written.pre_tokenizer, written.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    written.train_from_iterator([text] * 3, trainers.BpeTrainer(special_tokens=["<unk>", "</s>"], show_progress=False))
+    written.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 200}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    tokenizer = models.load_tokenizer(str(tmp_path))
+    assert tokenizer(text).input_ids == written.encode(text).ids != []
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", "</s>")
 
 
 def arguments(path, **changes):
@@ -113,6 +129,31 @@ def test_4_bit_weights_are_nf4_with_double_quantisation(tiny_model):
     assert isinstance(weight, bitsandbytes.nn.Params4bit)
     assert (weight.dtype, weight.quant_state.quant_type, weight.quant_state.nested) == (torch.uint8, "nf4", True)
     assert weight.numel() == 64 * 128 / 2  # two weights a byte
+
+
+def test_writing_before_learning_takes_no_gradient_away_from_4_bit_weights(tiny_model, monkeypatch):
+    def gradient(knows: bool) -> torch.Tensor:
+        monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: knows)
+        torch.manual_seed(0)
+        model = models.load_for_training(arguments(tiny_model, load_in_4bit=True)).eval()
+        ids = torch.arange(2, 34)[None]
+        with torch.no_grad():
+            model(ids)
+        assert not any(getattr(p.quant_state, "packing_format_for_cpu", False) for p in quantised(model))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.01)
+        model(input_ids=ids, labels=ids).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    assert torch.equal(gradient(knows=True), gradient(knows=False))
+
+
+def quantised(model):
+    found = [p for p in model.parameters() if isinstance(p, bitsandbytes.nn.Params4bit)]
+    assert found
+    return found
 
 
 def test_8_bit_weights_are_int8(tiny_model):

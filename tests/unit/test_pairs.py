@@ -14,7 +14,7 @@ from alignment.errors import InputError
 from alignment.formats import write_rows
 from reward.candidates import CORRUPTED
 from reward.labels import Label, LabelArguments
-from reward.pairs import BINS, Pair, as_rows, check_splits, counts, length_bin, make_pairs, summary
+from reward.pairs import BINS, Pair, as_rows, check_ids, counts, length_bin, make_pairs, summary
 
 SHORTER, LIKE, LONGER = BINS
 ARGS = LabelArguments()
@@ -139,18 +139,11 @@ def test_single_candidates_are_given_as_the_reason_for_no_pair():
 ONE = Record("1", "가: 안녕.\n나: 응.", ("인사한다.",))
 
 
-def test_a_dialogue_in_both_splits_is_refused_with_its_text():
-    with pytest.raises(
-        InputError, match="1 dialogues to train on are held out too: the same dialogue, such as '가: 안"
-    ):
-        check_splits([ONE], [Record("2", ONE.dialogue, ("다른 요약.",))])
-
-
-def test_an_id_in_both_splits_is_refused_only_where_files_go_by_id():
-    train, held_out = [ONE], [Record("1", "가: 잘 가.\n나: 응.", ("헤어진다.",))]
-    check_splits(train, held_out)
-    with pytest.raises(InputError, match="the same id, such as '1'"):
-        check_splits(train, held_out, ("dialogue", "id"))
+def test_an_id_in_both_splits_is_refused():
+    other = Record("2", "가: 잘 가.\n나: 응.", ("헤어진다.",))
+    check_ids([ONE], [other])
+    with pytest.raises(InputError, match="1 ids of dialogues to train on are those of held-out ones too, such as '1'"):
+        check_ids([ONE], [other, Record("1", other.dialogue, other.references)])
 
 
 # --- rows

@@ -1,0 +1,82 @@
+"""Which dialogues are trained on and which are held out: none is both."""
+
+import random
+from typing import Any
+
+from alignment.arguments import DataArguments
+from alignment.data import Record, Rejected, find_split, load_records
+from alignment.errors import InputError
+from alignment.run import say
+
+
+def hold_out(
+    records: list[Record], share: float = 0.1, most: int = 200, seed: int = 42
+) -> tuple[list[Record], list[Record]]:
+    """Splits into train and eval, each in order, with `share` of the distinct dialogues (1 to `most`) in eval.
+
+    Records with one dialogue text stay on one side, so that nothing evaluated was trained on.
+
+    Raises:
+        InputError: fewer than two distinct dialogues, or `share` or `most` out of range.
+    """
+    if not 0 < share < 1 or most < 1:
+        raise InputError(f"share is {share} and most is {most}; expected a share between 0 and 1, and at least 1")
+    dialogues = list(dict.fromkeys(record.dialogue for record in records))
+    if len(dialogues) < 2:
+        raise InputError(f"cannot hold out from {len(dialogues)} distinct dialogues; give at least 2, or an eval file")
+    # rounding up could take every dialogue, hence the second bound
+    count = max(1, min(round(share * len(dialogues)), len(dialogues) - 1, most))
+    held = set(random.Random(seed).sample(dialogues, count))
+    return [r for r in records if r.dialogue not in held], [r for r in records if r.dialogue in held]
+
+
+def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[Record]], list[Rejected]]:
+    """Reads what the arguments name into (to train on, held out), and the bad rows of both.
+
+    Held out are `eval_dataset_path`, or a folder's eval file (not its test file), or else a tenth of the data; whole,
+    whatever the most, so that none of them is trained on with another limit.
+    """
+    held_out, more = _own_held_out(args)
+    most = args.max_train_rows if held_out else None
+    train, rejected = load_records(args.dataset_path, split="train", max_rows=most, **_options(args))
+    if not held_out:
+        train, held_out = hold_out(train)
+        train = train[: args.max_train_rows]
+        return (train, held_out[: args.max_eval_rows or max(1, round(len(train) / 9))]), rejected
+    unseen = _beyond(train, held_out)
+    if len(unseen) < len(train):
+        say(f"{len(train) - len(unseen)} dialogues to train on are held out too, and are left out of training.")
+    if not unseen:
+        raise InputError(f"{args.dataset_path}: every dialogue to train on is held out too. Give other held-out ones.")
+    return (unseen, held_out[: args.max_eval_rows]), rejected + more
+
+
+def load_all_train(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
+    """Reads every row to train on, beyond `max_train_rows` too, but for held-out dialogues; and the bad ones."""
+    records, rejected = load_records(args.dataset_path, split="train", **_options(args))
+    held_out, _ = _own_held_out(args)
+    return (_beyond(records, held_out) if held_out else hold_out(records)[0]), rejected
+
+
+def load_eval(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
+    """Reads the dialogues to score on, those of `eval_dataset_path` or of `dataset_path`, and the bad rows.
+
+    Raises:
+        InputError: A row has no reference; or as `load_records`.
+    """
+    path = args.eval_dataset_path or args.dataset_path
+    return load_records(path, split="eval", max_rows=args.max_eval_rows, **_options(args))
+
+
+def _own_held_out(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
+    path = args.eval_dataset_path or find_split(args.dataset_path, "held_out")
+    return load_records(path, split="eval", **_options(args)) if path else ([], [])
+
+
+def _beyond(records: list[Record], held_out: list[Record]) -> list[Record]:
+    dialogues = {record.dialogue for record in held_out}
+    return [record for record in records if record.dialogue not in dialogues]
+
+
+def _options(args: DataArguments) -> dict[str, Any]:
+    return {"need_references": True, "bad_rows": args.bad_rows, "columns": args.columns}
