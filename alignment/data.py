@@ -76,7 +76,7 @@ def load_records(
     if unknown := [field for field in columns if field not in KEYS]:
         raise InputError(f"columns names {listed(unknown)}; the fields of a record are {listed(KEYS)}")
     keys = _keys(columns)
-    needed = {"id", "dialogue", *(["references"] if need_references else [])}
+    needed = {"id", "dialogue", *(columns.keys() - {"references"}), *(["references"] if need_references else [])}
     source, rows = _find_rows(path, split, keys, needed)
 
     records: list[Record] = []

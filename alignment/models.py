@@ -201,7 +201,7 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
     # A quantised model is placed while it loads; every other one is placed by the trainer or by `to`.
     placed = quantised is not None or getattr(stored, "quantization_config", None) is not None
     try:
-        model = auto_class.from_pretrained(
+        return auto_class.from_pretrained(
             name,
             revision=config.model_revision,
             dtype=dtype,
@@ -212,7 +212,6 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(config.model_name_or_path, error) from error
-    return let_gradients_through(model)
 
 
 def _not_loaded(name: str, error: Exception) -> InputError:
@@ -315,7 +314,7 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
         return load_base(replace(config, model_name_or_path=str(start_from)) if start_from else config)
     if start_from is not None:
         check_adapter(start_from, config.model_name_or_path, "--use_peft true:")
-    base = load_base(config)
+    base = let_gradients_through(load_base(config))
     if start_from is not None:
         return add_adapter(base, start_from, trainable=True)
     try:

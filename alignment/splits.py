@@ -36,26 +36,28 @@ def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[R
     Held out are `eval_dataset_path`, or a folder's eval file (not its test file), or else a tenth of the data; whole,
     whatever the most, so that none of them is trained on with another limit.
     """
-    held_out, more = _own_held_out(args)
+    held_out, beyond, more = _own_held_out(args)
     most = args.max_train_rows if held_out else None
     train, rejected = load_records(args.dataset_path, split="train", max_rows=most, **_options(args))
     if not held_out:
+        if unused := find_split(args.dataset_path, "eval"):
+            say(f"{unused} is not held out, so that scores on it tell something. To choose by it: --eval_dataset_path.")
         train, held_out = hold_out(train)
         train = train[: args.max_train_rows]
         return (train, held_out[: args.max_eval_rows or max(1, round(len(train) / 9))]), rejected
-    unseen = _beyond(train, held_out)
+    unseen = _without(train, beyond)
     if len(unseen) < len(train):
         say(f"{len(train) - len(unseen)} dialogues to train on are held out too, and are left out of training.")
     if not unseen:
         raise InputError(f"{args.dataset_path}: every dialogue to train on is held out too. Give other held-out ones.")
-    return (unseen, held_out[: args.max_eval_rows]), rejected + more
+    return (unseen, held_out), rejected + more
 
 
 def load_all_train(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
     """Reads every row to train on, beyond `max_train_rows` too, but for held-out dialogues; and the bad ones."""
     records, rejected = load_records(args.dataset_path, split="train", **_options(args))
-    held_out, _ = _own_held_out(args)
-    return (_beyond(records, held_out) if held_out else hold_out(records)[0]), rejected
+    held_out, beyond, _ = _own_held_out(args)
+    return (_without(records, beyond) if held_out else hold_out(records)[0]), rejected
 
 
 def load_eval(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
@@ -68,12 +70,17 @@ def load_eval(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
     return load_records(path, split="eval", max_rows=args.max_eval_rows, **_options(args))
 
 
-def _own_held_out(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
+def _own_held_out(args: DataArguments) -> tuple[list[Record], list[Record], list[Rejected]]:
+    """The held-out rows that are asked for, all that can be read, and the bad ones among the first."""
     path = args.eval_dataset_path or find_split(args.dataset_path, "held_out")
-    return load_records(path, split="eval", **_options(args)) if path else ([], [])
+    if not path:
+        return [], [], []
+    held_out, rejected = load_records(path, split="eval", max_rows=args.max_eval_rows, **_options(args))
+    everything, _ = load_records(path, split="eval", **_options(args) | {"bad_rows": "skip"})
+    return held_out, everything, rejected
 
 
-def _beyond(records: list[Record], held_out: list[Record]) -> list[Record]:
+def _without(records: list[Record], held_out: list[Record]) -> list[Record]:
     dialogues = {record.dialogue for record in held_out}
     return [record for record in records if record.dialogue not in dialogues]
 

@@ -30,6 +30,8 @@ class Tell(TrainerCallback):
 
     def on_step_end(self, *_, **__):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 2**30
         print(json.dumps({"seconds": time.perf_counter() - started, "peak_memory_gib": peak}), flush=True)
 
 

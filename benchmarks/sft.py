@@ -12,6 +12,7 @@ time the median over the updates after the first two.
 import argparse
 import json
 import multiprocessing
+import queue
 import statistics
 import sys
 import tempfile
@@ -86,6 +87,8 @@ def main() -> None:
 
     import torch  # isort: skip
 
+    if options.steps < 3:
+        parser.error(f"--steps {options.steps}: expected 3 or more, as the first two are not timed")
     rows = options.steps * BATCH * ACCUMULATION
     records, _ = data.load_records(options.dataset_path, need_references=True, max_rows=rows)
     if len(records) < rows:
@@ -108,7 +111,13 @@ def main() -> None:
         arguments = (kind, datasets[kind], options.steps, options.dtype, turns[kind], turns[other], results)
         workers.append(context.Process(target=train, args=arguments, daemon=True))
         workers[-1].start()
-    measured = dict(results.get() for _ in workers)
+    measured: dict[str, dict] = {}
+    while len(measured) < len(workers):
+        try:
+            measured |= [results.get(timeout=10)]
+        except queue.Empty:
+            if died := [worker.exitcode for worker in workers if worker.exitcode]:
+                sys.exit(f"a contender has died (exit code {died[0]}; -9: killed, for want of memory as a rule)")
     for worker in workers:
         worker.join()
 

@@ -75,8 +75,11 @@ def main(argv: list[str] | None = None) -> None:
     quantisation = dict.fromkeys(("load_in_4bit", "load_in_8bit"), False)
     settings = manifest["settings"] | quantisation | {"dtype": dtype}
     run.write_json(manifest | {"merged_from": args.model, "settings": settings}, partial / run.MANIFEST)
-    shutil.rmtree(output)  # an earlier merge
+    earlier_merge = output.with_name(f"{output.name}.replaced")
+    shutil.rmtree(earlier_merge, ignore_errors=True)
+    output.rename(earlier_merge)
     partial.rename(output)
+    shutil.rmtree(earlier_merge)
     run.say(
         f"{output}: {args.model} in {dtype}. Log-probability of a reference's token, over {len(difference)} "
         f"tokens: largest difference {difference.max():.4f}, mean {difference.mean():.4f} nats."

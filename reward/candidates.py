@@ -179,8 +179,9 @@ def samples(
         by_temperature.setdefault(temperatures[number % len(temperatures)], []).extend(records)
     candidates = []
     with ExitStack() as journals:  # which stay until all is written
-        for temperature, part in by_temperature.items():
-            own = replace(decoding, do_sample=True, temperature=temperature)
+        for number, (temperature, part) in enumerate(by_temperature.items()):
+            # Each with noise of its own, or a dialogue's samples would go alike until temperature parts them.
+            own = replace(decoding, do_sample=True, temperature=temperature, seed=decoding.seed + number)
             dialogues = [record.dialogue for record in part]
             place = path.with_name(f"{path.stem}-at-{temperature}")
             journal = journals.enter_context(summarizer.journal(place, dialogues, own))

@@ -26,6 +26,7 @@ from alignment.errors import InputError
 from alignment.ppo.roles import RewardRole, RewardStart, Roles, read_head
 from alignment.progress import Progress
 from alignment.run import read_manifest, write_json
+from alignment.training import let_gradients_through
 from reward.attribution import Attribution
 
 FACTS = "reward.json"  # prompt form and phase, weight of the attribution, scale
@@ -129,7 +130,7 @@ def load_scorer(config: ModelArguments, adapter: str | Path) -> PeftModel:
     """A base with the adapter of a folder, both trainable, and a head of zeros that computes in float32."""
     models.check_trainable(config)
     with suppress_seqcls_warning():  # that the head is new, which is as it should be
-        base = models.load_base(config, scalar_head=True)
+        base = let_gradients_through(models.load_base(config, scalar_head=True))
     base.score.to(torch.float32)
     nn.init.zeros_(base.score.weight)
     base.score.register_forward_pre_hook(lambda _, args: (args[0].to(torch.float32),))

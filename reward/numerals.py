@@ -25,7 +25,11 @@ _ENGLISH_ONES = {
 _ENGLISH_TENS = {
     "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
 }  # fmt: skip
-_ENGLISH_UNITS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_ENGLISH_UNITS = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_ENGLISH_ORDINALS = {  # 5th is read as 5
+    "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "eleventh": 11,
+    "twelfth": 12,
+}  # fmt: skip
 
 
 def numbers(text: str) -> set[float]:
@@ -83,12 +87,20 @@ def _values(pieces: list[str]) -> set[float]:
 def _english_numbers(text: str) -> set[float]:
     values: set[float] = set()
     run: list[str] = []
+    last = ""
     for word in [*re.findall(r"\d[\d,]*(?:\.\d+)?|[a-z]+|[^\s\w-]", text.lower()), ""]:
+        before, last = last, word
+        if word in _ENGLISH_ORDINALS:
+            values.add(_ENGLISH_ORDINALS[word])
+        if (before, word) == ("half", "past"):
+            values.add(30.0)
         if run and word == "and" and run[-1] in _ENGLISH_UNITS:  # two hundred and fifty
             continue
         if run and not _goes_on(run[-1], word):
             values.add(_english_value(run))
             run = []
+        if not run and before == "a" and word in _ENGLISH_UNITS:
+            run.append("one")
         if run or word[:1].isdigit() or word in _ENGLISH_ONES or word in _ENGLISH_TENS:
             run.append(word)
     return values

@@ -57,7 +57,7 @@ def make_pairs(labels: list[Label], args: LabelArguments, human: Iterable[dict[s
         InputError: No pair at all, with the reason.
     """
     human = [row for row in human if row["id"] in {label.id for label in labels}]
-    judged = {(row["id"], frozenset((row["chosen"], row["rejected"]))) for row in human}
+    judged = {(row["id"], _words(row["chosen"], row["rejected"])) for row in human}
     pairs = []
     for _, group in groupby(sorted(labels, key=lambda label: label.id), key=lambda label: label.id):
         for one, other in combinations(group, 2):
@@ -66,7 +66,7 @@ def make_pairs(labels: list[Label], args: LabelArguments, human: Iterable[dict[s
             where = length_bin(better.text, worse.text, args.max_length_ratio)
             comparable = where == BINS[1] or len(worse.failed) > len(better.failed)
             comparable = comparable and not one.kind == other.kind == "reference"
-            comparable = comparable and (one.id, frozenset((one.text, other.text))) not in judged
+            comparable = comparable and (one.id, _words(one.text, other.text)) not in judged
             if comparable and margin > 0 and margin >= args.min_margin and better.kind not in CORRUPTED:
                 kind = f"{better.kind} > {worse.kind}"
                 pairs.append(Pair(better.id, better.text, worse.text, margin, kind, where))
@@ -81,6 +81,10 @@ def make_pairs(labels: list[Label], args: LabelArguments, human: Iterable[dict[s
             "other --candidates."
         )
     return pairs
+
+
+def _words(*texts: str) -> frozenset[str]:
+    return frozenset(" ".join(text.split()) for text in texts)
 
 
 def check_ids(train: list[Record], held_out: list[Record]) -> None:

@@ -161,7 +161,7 @@ def repeated_sentences(dialogue: str, summary: str) -> str:
 
 
 # Casual endings (먹었어, 했네, 만나자), and a number with what it counts: a sentence may end so without a stop.
-_MAY_END = re.compile(r"(?:[아어야해돼지자네군]|구나|\d[\d,.]*\s?(?:[가-힣%]|달러|시간|퍼센트)?)$")
+_MAY_END = re.compile(r"(?:[아어야해돼지자네군]|구나|(?<![\w#])\d[\d,.]*\s?(?:[가-힣%]|달러|시간|퍼센트))$")
 
 
 def cut_ending(dialogue: str, summary: str) -> str:

@@ -314,6 +314,8 @@ class System:
             if content["reward_model"]:
                 content["reward_model"] = here(content["reward_model"])
             system = cls.described(content)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: not a whole system ({error!r}). Choose it anew with --select.") from error
         free = replace(decoding, batch_size=Decoding.batch_size)

@@ -50,7 +50,8 @@ def encode_prompts(
         if not ids or (limit and len(ids) + new > limit):
             raise InputError(
                 f"Prompt {i}: {len(ids)} tokens and {new} for the completion, where at least 1 and with the completion "
-                f"at most {limit} are expected. Shorten it, or lower --max_new_tokens."
+                f"at most {limit} are expected (--max_length, or what the model takes). Shorten it, or change "
+                "--max_new_tokens or --max_length."
             )
         encoded.append(ids)
     return encoded

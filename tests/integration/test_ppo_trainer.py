@@ -342,7 +342,8 @@ def test_early_stopping_waits_until_the_policy_learns(tmp_path: Path):
     patient = {"early_stopping_patience": 2, "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
     one = trainer(tmp_path, num_updates=9, value_warmup_updates=5, **patient, **held_out([10.0] * 99))
     one.train()
-    assert one.state.global_step // one.steps_per_update == 6  # evaluated after the fifth update and the sixth
+    # The evaluation after the fifth update is the first that counts, and two more are no better.
+    assert one.state.global_step // one.steps_per_update == 7
 
 
 def test_the_kl_coefficient_doubles_above_half_of_max_kl_and_ppo_stops_above_it(

@@ -114,6 +114,14 @@ def test_a_human_pair_stands_whatever_labels_and_lengths_say():
     assert pairs == [Pair("a", "가", "나" * 9, 0.3, "human", SHORTER)]
 
 
+@pytest.mark.parametrize("blank", [" ", "  ", "\n"])
+def test_what_a_human_compared_is_known_however_its_blanks_stand(blank):
+    human = [{"id": "a", "chosen": "둘은 만난다.", "rejected": "둘은 싸운다."}]
+    labels = [label(f"둘은{blank}싸운다.", 0.9), label(f"둘은{blank}만난다.", 0.1)]
+    assert [pair.kind for pair in make_pairs(labels, LabelArguments(), [])] == ["sample > sample"]
+    assert [pair.kind for pair in make_pairs(labels, LabelArguments(), human)] == ["human"]
+
+
 def test_a_human_pair_of_a_dialogue_of_the_other_split_is_left_to_it():
     human = [{"id": name, "chosen": "가", "rejected": "나"} for name in ("a", "b")]
     assert [pair.id for pair in make_pairs([label("가", 0.5)], ARGS, human)] == ["a"]

@@ -111,22 +111,26 @@ def test_dialogues_that_are_held_out_too_are_left_out_of_training(write, capsys)
     train = str(write(rows, "train.jsonl"))
     same = [row(f"b{i}", rows[i]["dialogue"], summary="대답한다.") for i in (5, 1)]
     held = str(write([row("b", summary="인사한다."), *same], "dev.jsonl"))
-    for most in (None, 1):  # of the held-out ones: the others are scored some day too
+    with open(held, "a", encoding="utf-8") as file:
+        file.write('{"fname": "bad"}\n')  # beyond what is asked for
+    for most in (3, 1):  # of the held-out ones: the others are scored some day too
         args = DataArguments(dataset_path=train, eval_dataset_path=held, max_eval_rows=most)
         (trained_on, held_out), _ = load_train_and_eval(args)
         assert [record.id for record in trained_on] == ["a0", "a2", "a3", "a4"]
-        assert len(held_out) == (most or 3)
+        assert len(held_out) == most
         assert "2 dialogues to train on are held out too" in capsys.readouterr().err
     with pytest.raises(InputError, match="every dialogue to train on is held out too"):
         load_train_and_eval(DataArguments(dataset_path=train, eval_dataset_path=train))
 
 
-def test_a_folders_eval_file_is_held_out_and_its_test_file_is_not(write, tmp_path):
+def test_a_folders_eval_file_is_held_out_and_its_test_file_is_not(write, tmp_path, capsys):
     rows = [row(f"a{i}", f"#Person1#: {i}?\n#Person2#: 응.", summary="답한다.") for i in range(20)]
     write(rows, "train.jsonl")
     write([row("t", HELLO)], "test.jsonl")  # without summaries, as in a competition
     (train, held_out), _ = load_train_and_eval(DataArguments(dataset_path=str(tmp_path)))
     assert (len(train), len(held_out)) == (18, 2)
+    assert "test.jsonl is not held out, so that scores on it tell something" in capsys.readouterr().err
     write([row("d", HELLO, summary="인사한다.")], "dev.jsonl")
     (train, held_out), _ = load_train_and_eval(DataArguments(dataset_path=str(tmp_path)))
     assert (len(train), [record.id for record in held_out]) == (20, ["d"])
+    assert "not held out" not in capsys.readouterr().err
