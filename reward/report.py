@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from alignment.data import Record
 from alignment.progress import show_table
 from alignment.run import is_main_process, say, write_json
+from reward.candidates import CORRUPTED
 from reward.labels import Label
 from reward.model import RewardModel
 from reward.pairs import BINS, Pair
@@ -39,7 +40,8 @@ def report(
         batch_size: Dialogues at a time.
 
     Returns:
-        `fit`, `accuracy` (share of pairs whose chosen summary scores higher; a tie counts half), the same `by_kind` and
+        `fit`, `accuracy` (share of pairs whose chosen summary scores higher; a tie counts half), the same
+        `without_faults` (pairs of which neither text was made worse on purpose; those are the hard ones), `by_kind` and
         `by_length_bin`, `spearman` (of score and label within a dialogue, mean), `calibration`, `length_correlation`
         (Pearson, of score and characters), and `scores` by kind of candidate.
     """
@@ -63,11 +65,13 @@ def report(
     for label in labels:
         by_kind[label.kind].append((scores[label.id, label.text], len(label.text)))
     accuracy = float(right.mean())
+    plain = right[np.array([pair.kind.rpartition(" > ")[2] not in CORRUPTED for pair in pairs])]
     return {
         "fit": accuracy >= min_accuracy,
         "min_accuracy": min_accuracy,
         "accuracy": accuracy,
         "pairs": len(pairs),
+        "without_faults": {"pairs": len(plain), "accuracy": float(plain.mean()) if len(plain) else None},
         "dialogues": len({label.id for label in labels}),
         "by_kind": accuracy_by(lambda pair: pair.kind),
         "by_length_bin": accuracy_by(lambda pair: pair.length_bin, BINS),
@@ -154,6 +158,8 @@ def write_report(figures: dict[str, Any], title: str, folder: Path) -> None:
         show_table(f"Held-out accuracy by {heading}", ("name", "pairs", "accuracy"), rows)
     verdict = "fit for PPO" if figures["fit"] else "UNFIT for PPO: give more dialogues or samples, or train for longer"
     asked = f"accuracy {figures['accuracy']:.3f} on {figures['pairs']} pairs, asked for {figures['min_accuracy']:.2f}"
+    if (plain := figures["without_faults"])["pairs"]:
+        asked += f"; {plain['accuracy']:.3f} on the {plain['pairs']} without a fault put in, where 0.5 is chance"
     say(f"{verdict} ({asked}). Written: {folder}/report.html and report.json")
 
 
@@ -211,6 +217,8 @@ _PAGE = """<!doctype html>
 <h1>{{ title }}</h1>
 <p class="verdict">{{ "Fit for PPO" if fit else "Unfit for PPO" }}: held-out accuracy
   {{ "%.3f"|format(accuracy) }}, at least {{ min_accuracy }} is asked for.</p>
+{% if without_faults.pairs %}<p>{{ "%.3f"|format(without_faults.accuracy) }} on the {{ without_faults.pairs }} pairs of
+  which neither summary was made worse on purpose, where 0.5 is chance.</p>{% endif %}
 <p>{{ pairs }} pairs of {{ dialogues }} held-out dialogues. Rank correlation with the label within a dialogue:
   {{ "%.3f"|format(spearman) if spearman is not none else "none" }}. Calibration error:
   {{ "%.3f"|format(calibration.error) }}. Correlation with length:

@@ -179,7 +179,8 @@ def test_no_dialogue_has_pairs_in_both_splits(finished: Path):
 def test_the_report_says_what_the_model_is_worth(finished: Path):
     report = json.loads((finished / "report.json").read_text("utf-8"))
     expected = {
-        "fit", "min_accuracy", "accuracy", "pairs", "dialogues", "by_kind", "by_length_bin", "spearman", "calibration",
+        "fit", "min_accuracy", "accuracy", "pairs", "without_faults", "dialogues", "by_kind", "by_length_bin",
+        "spearman", "calibration",
         "length_correlation", "scores", "lengths",
     }  # fmt: skip
     assert report.keys() == expected

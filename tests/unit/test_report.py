@@ -141,6 +141,10 @@ def test_accuracy_counts_a_tie_half():
     assert (found["pairs"], found["dialogues"]) == (4, 2)
 
 
+def test_accuracy_without_faults_leaves_out_what_was_made_worse_on_purpose():
+    assert figures()["without_faults"] == {"pairs": 3, "accuracy": pytest.approx(2.5 / 3)}
+
+
 def test_accuracy_by_kind_has_the_most_frequent_first():
     by_kind = figures()["by_kind"]
     assert by_kind[0] == {"name": "reference > sample", "pairs": 2, "accuracy": 0.75}
