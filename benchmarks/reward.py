@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args()
 
-    from alignment import data, models
-    from alignment.generation import Decoding
+    from alignment import data, models, run
+    from alignment.arguments import ModelArguments, PromptArguments
     from alignment.speakers import turns_of
     from alignment.summarizer import Summarizer
     from reward.candidates import Candidate, corruptions
@@ -44,8 +44,11 @@ def main() -> None:
         written = data.read_predictions(options.base_predictions)
         texts = data.match_predictions(written, records, options.base_predictions)
     else:
-        summarizer = Summarizer.load(str(models.base_of(options.reward_model)))
-        texts = summarizer.summarize(list(dialogues.values()), Decoding(batch_size=32), "Summarising with the base")
+        folder = Path(options.reward_model)  # the base is asked as it was trained on: in that type and prompt
+        model_args = models.as_trained(ModelArguments(), (run.read_manifest(folder) or {}).get("settings", {}))
+        prompt_args = PromptArguments(prompt_form=json.loads((folder / "reward.json").read_text("utf-8"))["form"])
+        summarizer = Summarizer.load(str(models.base_of(folder)), model_args, prompt_args)
+        texts = summarizer.summarize(list(dialogues.values()), description="Summarising with the base")
         del summarizer
     faulty = corruptions(records)
     faulty += [Candidate(record.id, "base", text) for record, text in zip(records, texts, strict=True)]
