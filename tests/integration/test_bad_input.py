@@ -140,15 +140,12 @@ def test_bad_rows_skip_goes_on_and_lists_them(data, short_flags, evaluate_flags,
 
 def test_a_dialogue_longer_than_the_context_is_shortened_and_listed(data, short_flags, tmp_path, capsys):
     long = {"fname": "long", "dialogue": "\n".join(["#Person1#: 네, 그렇습니다."] * 400), "summary": "길다."}
-    sft.main(
-        short_flags(
-            dataset_path=data(json_lines(GOOD, OTHER, long)),
-            eval_dataset_path=data(json_lines(GOOD, OTHER, long)),
-            max_length=2048,
-        )
-    )
+    held = long | {"fname": "held", "dialogue": long["dialogue"].replace("네", "예")}
+    (tmp_path / "eval.jsonl").write_text(json_lines(held), "utf-8")
+    train = data(json_lines(GOOD, OTHER, long))
+    sft.main(short_flags(dataset_path=train, eval_dataset_path=tmp_path / "eval.jsonl", max_length=2048))
     listed = json.loads((tmp_path / "out" / "shortened.json").read_text("utf-8"))
-    assert {item["id"] for item in listed} == {"long"}
+    assert {item["id"] for item in listed} == {"long", "held"}
     assert all(2 < item["kept_turns"] < item["turns"] == 400 for item in listed)
     assert str(tmp_path / "out" / "shortened.json") in capsys.readouterr().err
 

@@ -244,7 +244,7 @@ def test_a_dialogue_longer_than_the_encoder_takes_loses_whole_turns(
 ):
     turns = [f"#Person{1 + i % 2}#: {i} 네, 그렇습니다." for i in range(40)]
     path = data(GOOD, GOOD | {"fname": "long", "dialogue": "\n".join(turns)})
-    options = {"dataset_path": path, "eval_dataset_path": path, "max_length": 64, "max_steps": 1}
+    options = {"dataset_path": path, "max_length": 64, "max_steps": 1}
     train(flags_for(tmp_path / "out", "t5", **QUICK | options))
     listed = json.loads((tmp_path / "out" / "shortened.json").read_text("utf-8"))
     assert {item["id"] for item in listed} == {"long"}
@@ -260,7 +260,7 @@ def test_a_turn_longer_than_the_encoder_takes(flags_for: Any, data: Callable[...
     path = data(GOOD, OTHER, OTHER | {"fname": "long", "dialogue": "#Person1#: " + "길게 " * 600})
     telling = r"Dialogue long: the first turn is longer than the 512 tokens that fit\. Split the turn, .*--max_length"
     with pytest.raises(InputError, match=telling):
-        baseline.main(flags_for(tmp_path / "out", "bart", dataset_path=path, eval_dataset_path=path))
+        baseline.main(flags_for(tmp_path / "out", "bart", dataset_path=path))
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -486,17 +486,22 @@ def test_a_dialogue_without_a_reference(flags: Flags, data: Flags, tmp_path: Pat
     refused(reward.main, flags(**changes), tmp_path, "row 2: no reference summary", "--bad_rows skip")
 
 
-def test_a_dialogue_both_to_train_on_and_held_out(flags: Flags, data: Flags, tmp_path: Path):
+def test_dialogues_that_are_all_held_out(flags: Flags, data: Flags, tmp_path: Path):
     one, other = row("a", "소개한다."), row("b", "말한다.")
-    changes = data(one, other) | data(one | {"fname": "c"}, name="eval_dataset_path")
-    refused(reward.main, flags(**changes), tmp_path, "1 dialogues to train on are held out too", "나는 a야")
+    changes = data(one, other) | data(one | {"fname": "c"}, other | {"fname": "d"}, name="eval_dataset_path")
+    refused(reward.main, flags(**changes), tmp_path, "every dialogue to train on is held out too")
 
 
 def test_an_id_in_both_splits_where_ratings_name_dialogues_by_it(flags: Flags, data: Flags, tmp_path: Path):
     changes = data(row("a", "소개한다."), row("b", "말한다."))
     changes |= data(row("c", "듣는다.") | {"fname": "b"}, name="eval_dataset_path")
     changes |= data({"id": "b", "candidate": "말했다.", "rating": 1}, name="ratings")
-    refused(reward.main, flags(**changes), tmp_path, "held out too: the same id, such as 'b'")
+    refused(
+        reward.main,
+        flags(**changes),
+        tmp_path,
+        "1 ids of dialogues to train on are those of held-out ones too, such as 'b'",
+    )
 
 
 def test_summaries_that_are_all_the_same(flags: Flags, data: Flags, tmp_path: Path):
