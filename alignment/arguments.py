@@ -26,6 +26,8 @@ WITHOUT_EFFECT = {
     "shuffle_dataset", "truncation_mode",
     "generation_config", "generation_max_length", "generation_num_beams", "predict_with_generate", "sortish_sampler",
 }  # fmt: skip
+# Fields of `ModelArguments` that an adapter which is trained further has settled.
+OF_ADAPTER = {name for name in ModelConfig.__dataclass_fields__ if "lora" in name or name in ("use_peft", "use_dora")}
 STAGES = ("sample", "label", "pair", "train", "report")
 FORMS = ("instruction", "chat", "template")  # of prompts
 SECTIONS = ("reward", "ppo", "search", "baseline")  # parts of a YAML that are one recipe's own
@@ -360,10 +362,13 @@ def parse(
     read = {name for cls in asked_for for name in _fields(cls)} - ({"output_dir"} if section else set())
     others = {name for cls in passed_over for name in _fields(cls)} - read
     where = dict.fromkeys(own, f"{config}: {section}")
+    settled = OF_ADAPTER if section in ("reward", "ppo") else set()
     for key, value in ({key: value for key, value in content.items() if key not in others} | own).items():
         place = where.get(key, str(config))
         if key not in known:
             raise InputError(f"{place}: unknown key `{key}`.{_nearest(str(key), known)}")
+        if key in own and key in settled:
+            raise InputError(f"{place}: {key} has no effect, where --sft_model's adapter is trained on. Leave it out.")
         if value is None and key not in nullable:
             raise InputError(f"{place}: {key} has no value. Give one, or leave the line out for the default.")
         if isinstance(value, list) and key not in lists:
@@ -382,6 +387,8 @@ def parse(
         name = word.split("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name not in (*known, "help") and name.removeprefix("no_") not in known:
             raise InputError(f"unknown argument `--{name}`.{_nearest(name, known)}")
+        if word.startswith("--") and name.removeprefix("no_") in settled:
+            raise InputError(f"--{name}: has no effect here, where --sft_model's adapter is trained on. Leave it out.")
     _, more = parser.parse_known_args(argv)
     if more:
         raise InputError(f"unexpected on the command line: {' '.join(more)}. Settings are given as `--name value`.")

@@ -21,7 +21,7 @@ from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptAr
 from alignment.errors import InputError
 from alignment.launch import launch
 from alignment.progress import reset_peak_memory
-from alignment.sft import encode, make_trainer
+from alignment.sft import check_goes_on, encode, make_trainer
 from reward.rouge import PROFILES, rouge
 
 Split = tuple[list[data.Record], list[data.Record]]  # to train on, held out
@@ -75,6 +75,7 @@ def start_phase(
         "data": dict(zip(("train", "held_out"), map(data.summary, split), strict=True)),
     }
     if phase == 2:
+        check_goes_on(settings, run.read_manifest(before)["settings"])
         facts["starts_from"] = {path.name: digest(path) for path in sorted(before.glob("*.safetensors"))}
     folder = before.with_name(f"phase{phase}")
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)

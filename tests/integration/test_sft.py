@@ -147,6 +147,13 @@ def test_phase_2_needs_a_finished_phase_1(sft_flags: Flags):
         sft.main(sft_flags(phases=2))
 
 
+def test_phase_2_keeps_to_the_adapter_of_phase_1(copied: Path, sft_flags_for: Flags):
+    shutil.rmtree(copied / "phase2")
+    with pytest.raises(InputError, match=r"--lora_r 5: phase 1 was trained with \d+, and phase 2 goes on from its"):
+        sft.main(sft_flags_for(copied, phases=2, lora_r=5, **SHORT))
+    assert not (copied / "phase2").exists()
+
+
 def test_a_phase_2_that_went_on_from_another_phase_1_is_not_taken(copied: Path, sft_flags_for: Flags):
     with safe_open(copied / "phase1" / ADAPTER, "pt") as file:
         weights = {name: file.get_tensor(name) + 0.001 for name in file.keys()}  # noqa: SIM118

@@ -305,6 +305,16 @@ def test_a_section_that_is_no_mapping_is_refused(config, text, found):
     assert f"run.yaml: reward: expected indented lines of `key: value` under it, found {found}" in message
 
 
+@pytest.mark.parametrize("word", ["--lora_r=8", "--use_dora", "--no_use_peft", "--lora-dropout"])
+def test_what_the_adapter_has_settled_is_refused_on_the_command_line(word):
+    assert "has no effect here, where --sft_model's adapter is trained on" in refusal_of_reward(word, "0")
+
+
+def test_what_the_adapter_has_settled_is_refused_in_the_section(config):
+    message = refusal_of_reward("--config", config("lora_r: 4\nreward:\n  lora_alpha: 8"))
+    assert "run.yaml: reward: lora_alpha has no effect, where --sft_model's adapter" in message
+
+
 def test_fine_tuning_ignores_the_section(config):
     given = settings("--config", config("learning_rate: 1e-3\nreward:\n  learning_rate: 2e-3\n  samples: 7"))
     assert given["learning_rate"] == 1e-3
