@@ -23,6 +23,10 @@ HELD_OUT = ("eval", "dev", "validation", "valid", "val")  # a test file is not f
 SPLIT_STEMS = {"train": ("train",), "held_out": HELD_OUT, "eval": (*HELD_OUT, "test")}
 HUB_SPLITS = {"train": ("train",), "eval": ("validation", "valid", "val", "dev", "test")}
 SHOWN = 20  # names in a message
+_ON_ONE_LINE = re.compile(r".*(\\n|<br ?/?>|#\w+#\s*[:：].*#\w+#\s*[:：]).*", re.IGNORECASE)
+# How Python writes a list, or nothing, into a cell; a chat export may well begin with [name] [time].
+_NO_TEXT = re.compile(r"nan|None|\[\s*['\"{].*\]", re.IGNORECASE | re.DOTALL)
+_NO_LETTER = re.compile("[\u200b\u2060\ufeff]|_x000D_(?=\n|\\Z)")  # blanks without width, and Excel's carriage return
 # Where each field of a record is looked for, first match first; `columns` puts the user's own name in their place.
 KEYS = {
     "id": ("fname", "id"),
@@ -101,11 +105,11 @@ def load_records(
         more = [f"  and {len(rejected) - 10} more"] if len(rejected) > 10 else []
         cure = "Correct them, or go on without them: --bad_rows skip" if bad_rows == "error" else "No good row is left"
         raise InputError("\n".join([f"{source}: {len(rejected)} bad of {len(rows)} rows", *shown, *more, cure]))
-    unbroken = [record for record in records if re.search(r"\A[^\n]*(\\n|<br ?/?>)[^\n]*\Z", record.dialogue)]
-    if len(unbroken) * 2 > len(records):
+    unbroken = sum(bool(_ON_ONE_LINE.fullmatch(record.dialogue)) for record in records)
+    if unbroken * 2 > len(records):
         raise InputError(
-            f"{source}: {len(unbroken)} of {len(records)} dialogues are on one line, with \\n or <br> written out. Put "
-            "line breaks there: a dialogue has one turn a line."
+            f"{source}: {unbroken} of {len(records)} dialogues have several turns on a line, with \\n, <br> or nothing "
+            "between. Put line breaks there: a dialogue has one turn a line."
         )
     return records, rejected
 
@@ -123,7 +127,11 @@ def find_split(path: str | Path, split: str) -> Path | None:
         return place if split == "train" else None
     if _is_hub_name(path):
         return None
+    if place.exists() and not place.is_dir():  # a pipe, which is read but once
+        raise InputError(f"{path}: not a regular file; write what it gives to one")
     if not place.is_dir():
+        if place.is_symlink():
+            raise InputError(f"{path}: a link to {place.readlink()}, which is not there")
         siblings = [file.name for file in place.parent.iterdir()] if place.parent.is_dir() else []
         close = difflib.get_close_matches(place.name, siblings, n=1)
         expected = f"expected a file, a folder, {listed(EMBEDDED)} or a Hub data set as owner/name"
@@ -166,10 +174,10 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     for number, row in enumerate(rows, 1):
         try:
             fields = _pick(row, keys)
-            name = _identity(fields["id"])
+            name = identity(fields["id"])
             if name in predictions:
                 raise InputError(f"duplicate id {name!r}")
-            predictions[name] = _text("summary", fields["summary"])
+            predictions[name] = clean("summary", fields["summary"])
         except InputError as fault:
             raise InputError(f"{source}: row {number}: {fault}") from None
     return predictions
@@ -216,7 +224,13 @@ def _keys(columns: dict[str, str] | None) -> dict[str, tuple[str, ...]]:
 
 
 def _place(path: str | Path) -> Path:
-    return EMBEDDED.get(str(path)) or Path(path).expanduser()
+    try:
+        place = EMBEDDED.get(str(path)) or Path(path).expanduser()
+        for file in [place, *(place.iterdir() if place.is_dir() else [])]:
+            file.exists()
+    except (OSError, RuntimeError) as error:  # no permission, a name that is too long, ~nobody
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return place
 
 
 def _is_hub_name(path: str | Path) -> bool:
@@ -301,21 +315,25 @@ def _pick(row: Any, keys: dict[str, tuple[str, ...]]) -> dict[str, Any]:
 
 def _record(fields: dict[str, Any], need_references: bool) -> Record:
     """Checks one row; an InputError here is a fault of this row only."""
-    name, dialogue = _identity(fields["id"]), fields["dialogue"]
+    name, dialogue = identity(fields["id"]), fields["dialogue"]
     if isinstance(dialogue, list):
         dialogue = "\n".join(filter(None, (_turn(number, turn) for number, turn in enumerate(dialogue, 1))))
-    dialogue = _text("dialogue", dialogue)
+    dialogue = clean("dialogue", dialogue)
     if not dialogue:
         raise InputError("empty dialogue")
-    references = tuple(filter(None, (_text("reference", text) for text in _several(fields["references"]))))
+    references = tuple(filter(None, (clean("reference", text) for text in _several(fields["references"]))))
+    for what, text in [("dialogue", dialogue), *(("reference", text) for text in references)]:
+        if _NO_TEXT.fullmatch(text):
+            cure = "expected text; several references go in columns summary1, summary2, or in JSON lines"
+            raise InputError(f"{what} is {text!r:.60}, as programs write a list or nothing: {cure}")
     if need_references and not references:
         raise InputError("no reference summary")
-    topic = ", ".join(_text("topic", word) for word in _several(fields["topic"]))
+    topic = ", ".join(clean("topic", word) for word in _several(fields["topic"]))
     return Record(name, dialogue, references, topic)
 
 
 def _several(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return [one for one in (value if isinstance(value, list) else [value]) if one is not None]
 
 
 def _turn(number: int, turn: Any) -> str:
@@ -323,19 +341,28 @@ def _turn(number: int, turn: Any) -> str:
     names = (_within(turn, key) for key in ("speaker", "participantID"))
     if (speaker := next((name for name in names if name not in (None, "")), None)) is None:
         raise InputError(f"turn {number} has no speaker or participantID: {turn!r:.60}")
-    utterance = _text(f"utterance of turn {number}", _within(turn, "utterance")).replace("\n", " ")
+    utterance = clean(f"utterance of turn {number}", _within(turn, "utterance")).replace("\n", " ")
     return f"{speaker}: {utterance}" if utterance else ""
 
 
-def _identity(value: Any) -> str:
-    name = _text("id", str(value) if isinstance(value, int) else value)
+def identity(value: Any) -> str:
+    """An id as text, without what `clean` leaves out.
+
+    Raises:
+        InputError: It is neither text nor a whole number, or empty.
+    """
+    name = clean("id", str(value) if isinstance(value, int) else value)
     if not name:
         raise InputError("no id")
     return name
 
 
-def _text(what: str, value: Any) -> str:
-    """The text composed (NFC), with newlines as line ends, and without blanks at their ends or around the whole."""
+def clean(what: str, value: Any) -> str:
+    """The text composed (NFC), with newlines as line ends, and without blanks at their ends or around the whole.
+
+    Raises:
+        InputError: It is no text, or holds half of a surrogate pair.
+    """
     if value is None:
         raise InputError(f"no {what}")
     if not isinstance(value, str):
@@ -344,5 +371,5 @@ def _text(what: str, value: Any) -> str:
         raise InputError(f"{what} is not valid Unicode: it has half of a surrogate pair")
     if what != "id":  # Hangul in letters (NFD), as out of a PDF, is neither told as Korean nor known to a tokenizer
         value = unicodedata.normalize("NFC", value)
-    lines = value.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = _NO_LETTER.sub("", value.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
     return "\n".join(line.rstrip() for line in lines).strip()

@@ -105,21 +105,31 @@ class Shortened:
 def shorten(dialogue: str, fits: Callable[[str], bool]) -> str | None:
     """The dialogue less as few whole turns as it takes to fit, or None where not even the first turn fits.
 
-    Turns go from the middle outwards: openings say who speaks and why, endings what was agreed.
+    Turns go from the middle outwards: openings say who speaks and why, endings what was agreed. But the longest after
+    the first go where that leaves more than twice as many, as with a text pasted into one.
     """
     turns = dialogue.split("\n")
-    low, high = 1, len(turns)  # turns kept: the most that fits, by bisection
-    best = None
+    number = len(turns)
+    inwards = [i for pair in zip(range(number), range(number - 1, -1, -1), strict=True) for i in pair]
+    best = _most_that_fit(turns, list(dict.fromkeys(inwards)), fits)
+    if 0 < len(best) < number / 2:
+        by_length = _most_that_fit(turns, [0, *sorted(range(1, number), key=lambda i: len(turns[i]))], fits)
+        best = by_length if len(by_length) > 2 * len(best) else best
+    return "\n".join(best) if best else None
+
+
+def _most_that_fit(turns: list[str], order: list[int], fits: Callable[[str], bool]) -> list[str]:
+    """As many turns as fit of those first in an order, by bisection; in their own order."""
+    kept: list[str] = []
+    low, high = 1, len(order)
     while low <= high:
-        keep = (low + high) // 2
-        head = turns[: (keep + 1) // 2]
-        tail = turns[len(turns) - keep // 2 :]
-        candidate = "\n".join(head + tail)
-        if fits(candidate):
-            best, low = candidate, keep + 1
+        middle = (low + high) // 2
+        candidate = [turns[i] for i in sorted(order[:middle])]
+        if fits("\n".join(candidate)):
+            kept, low = candidate, middle + 1
         else:
-            high = keep - 1
-    return best
+            high = middle - 1
+    return kept
 
 
 def fit_records(

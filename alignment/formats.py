@@ -18,10 +18,13 @@ EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json")
 # An object, or a list of objects; a chat log may well begin with [name] [time].
 _JSON = re.compile(r"\{|\[\s*([{\]]|$)")
 _TURN = re.compile(r'\[|[^,:："]{1,40}[:：]')  # begins with a speaker, or as chats are exported
+_CHAT = re.compile(r"\W?(\[|\d[^:]*\d:\d\d.*[:：])")  # as messengers export: [time] name, or time - name: ...
 # What a file that is no text begins with, and what is to be done.
 _SIGNS = {
     b"PK\x03\x04": "it is an Excel workbook or a zip: save the sheet as CSV UTF-8, or unpack it",
-    b"\xd0\xcf\x11\xe0": "it is an Excel workbook: save the sheet as CSV UTF-8",
+    b"\xd0\xcf\x11\xe0": "it is an Excel, Word or Hangul document: save it as CSV UTF-8, or as text",
+    b"%PDF": "it is a PDF: save its text as UTF-8",
+    b"PAR1": "it is a Parquet file: save it as JSON lines (pandas: to_json, orient='records', lines=True)",
     b"\x1f\x8b": "it is compressed: unpack it with gunzip",
 }
 
@@ -64,14 +67,14 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
             between commas; then it is asked which column is which.
     """
     text = read_text(path).lstrip()
-    first_line, _, rest = text.partition("\n")
+    first_line, _, rest = text.rstrip().partition("\n")
     header = first_line.split(_delimiter(first_line))
     if _JSON.match(first_line) or path.suffix.lower() in EXTENSIONS:
         return False
     if len(header) > 1 and re.search("[:：]", header[0]):  # such as `A: your name, id, and phone?`
         return True
     named = not columns.isdisjoint(name.strip(' "') for name in header)
-    if named or "," not in first_line:
+    if named or "," not in first_line or not rest or _CHAT.match(first_line):
         return not named
     with contextlib.suppress(InputError):
         _csv_rows(path, text)
@@ -120,6 +123,8 @@ def _json_rows(path: Path, text: str) -> list[Any]:
         except json.JSONDecodeError as error:
             place = f"line {number + error.lineno - 1}, column {error.colno}"
             raise InputError(f"{path}: broken JSON at {place}: {error.msg}; correct it there") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+            raise InputError(f"{path}: JSON that cannot be read: {error}") from error
     if is_json_lines or isinstance(values[0], list):
         return values if is_json_lines else values[0]
     rows = values[0].get("data")
@@ -127,8 +132,8 @@ def _json_rows(path: Path, text: str) -> list[Any]:
 
 
 def _delimiter(header: str) -> str:
-    """A comma; a tab or a semicolon where the header has no comma."""
-    return next((sign for sign in ",\t;" if sign in header), ",")
+    """Of comma, tab and semicolon that which the header has most of, or the first of these."""
+    return max(",\t;", key=header.count)
 
 
 def _csv_rows(path: Path, text: str) -> list[Any]:
@@ -153,6 +158,8 @@ def _csv_rows(path: Path, text: str) -> list[Any]:
     if repeated := sorted({name for name in header if name and header.count(name) > 1}):
         raise InputError(f"{path}: the header names {listed(repeated)} more than once; rename all but one")
     for start, fields in lines:
+        if fields == lines[0][1] and start > lines[0][0]:  # files that were put one after the other
+            raise InputError(f"{path}: line {start}: the header comes again; delete that line")
         if len(fields) != len(header):
             cure = "put text with commas or line breaks in double quotes"
             raise InputError(f"{path}: line {start}: {len(fields)} fields, but the header has {len(header)}; {cure}")

@@ -57,6 +57,11 @@ def turns_of(dialogue: str) -> dict[str, list[str]]:
     return turns
 
 
+def names_in(dialogue: str) -> set[str]:
+    """Who speaks in a dialogue: what stands before a colon at the beginning of a line, tag or name."""
+    return {line.group(1).strip() for line in re.finditer(r"^([^:：\n]+)[:：](?!//)", dialogue, re.MULTILINE)}
+
+
 def two_speakers(record: Record) -> list[str]:
     """The tags of two speakers of the dialogue, those first that its first reference names; or fewer."""
     speakers = turns_of(record.dialogue)

@@ -12,7 +12,6 @@ started again with an output file, it writes only the summaries that are still m
 import re
 import sys
 import tempfile
-import unicodedata
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,8 +86,11 @@ def main(argv: list[str] | None = None) -> None:
 def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | None, list[data.Rejected]]:
     """Dialogues, their ids, which plain text has none of, and bad rows."""
     if Path(source).is_file() and is_plain_text(Path(source), data.column_names(row_args.columns)):
-        blocks = re.split(r"\n\s*\n", unicodedata.normalize("NFC", read_text(Path(source))))
-        return [block.strip() for block in blocks if block.strip()], None, []
+        blocks = [data.clean("dialogue", block) for block in re.split(r"\n\s*\n", read_text(Path(source)).strip())]
+        if len(blocks) > 1 and 2 * sum(bool(re.fullmatch(".{1,40}?[:：].*", block)) for block in blocks) > len(blocks):
+            cure = "Take out the blank lines between turns: they stand between dialogues, which have one turn a line."
+            raise InputError(f"{source}: most of its {len(blocks)} dialogues are a single turn. {cure}")
+        return blocks, None, []
     options = {"bad_rows": row_args.bad_rows, "columns": row_args.columns}
     records, rejected = data.load_records(source, split="eval", **options)
     return [record.dialogue for record in records], [record.id for record in records], rejected

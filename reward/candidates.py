@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignment.data import Record, fingerprint
+from alignment.data import Record, clean, fingerprint, identity
 from alignment.errors import InputError
 from alignment.formats import file_rows, write_rows
 from alignment.generation import Decoding
-from alignment.speakers import MASK, mirror_image, swap_speakers, two_speakers
+from alignment.speakers import MASK, mirror_image, names_in, swap_speakers, two_speakers
 from alignment.submission import one_line
 from alignment.summarizer import Summarizer
 from reward.numerals import numbers
@@ -41,7 +41,9 @@ def swapped_speakers(record: Record, reference: str, rng: random.Random) -> str 
 
 def changed_number(record: Record, reference: str, rng: random.Random) -> str | None:
     """The reference with one number in digits changed to one that the dialogue lacks, or None where it has none."""
-    bare = MASK.sub(lambda match: " " * len(match.group()), reference)  # the digits of a tag are no number
+    names = "|".join(map(re.escape, sorted(names_in(record.dialogue), key=len, reverse=True)))
+    tags = f"{MASK.pattern}|{names}" if names else MASK.pattern
+    bare = re.sub(tags, lambda match: " " * len(match.group()), reference)  # the digits of a name are no number
     places = list(_WHOLE_NUMBER.finditer(bare))
     if not places:
         return None
@@ -204,11 +206,13 @@ def read_candidates(path: Path, records: list[Record]) -> list[Candidate]:
     known = {record.id for record in records}
     candidates = []
     for number, row in enumerate(file_rows(path), 1):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or row.get("id") in (None, ""):
+        if not isinstance(row, dict) or not {"id", "text"} <= row.keys():
             raise InputError(f"{path}: row {number}: expected id and text, found {row!r:.80}")
-        if str(row["id"]) not in known:
-            raise InputError(
-                f"{path}: row {number}: id {row['id']!r} is none of the {len(known)} dialogues; give theirs"
-            )
-        candidates.append(Candidate(str(row["id"]), str(row.get("kind") or "given"), one_line(row["text"])))
+        try:
+            name, text = identity(row["id"]), clean("text", row["text"])
+        except InputError as fault:
+            raise InputError(f"{path}: row {number}: {fault}") from None
+        if name not in known:
+            raise InputError(f"{path}: row {number}: id {name!r} is none of the {len(known)} dialogues; give theirs")
+        candidates.append(Candidate(name, str(row.get("kind") or "given"), one_line(text)))
     return candidates

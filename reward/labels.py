@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignment.data import Record
+from alignment.data import Record, clean, identity
 from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.formats import file_rows
@@ -173,18 +173,21 @@ def read_ratings(path: Path, records: list[Record]) -> tuple[list[Candidate], di
         if form is None:
             found = ", ".join(map(str, row)) if isinstance(row, dict) else f"{row!r:.80}"
             raise InputError(f"{where}: expected id,candidate,rating or id,chosen,rejected, found {found}")
-        texts = [row[name] for name in form if name not in ("id", "rating")]
-        if not all(isinstance(text, str) and text.strip() for text in texts) or len(set(texts)) < len(texts):
-            raise InputError(f"{where}: expected texts, none empty and no two the same, found {texts!r:.80}")
-        if str(row["id"]) not in known:
-            raise InputError(f"{where}: id {row['id']!r} is none of the {len(known)} dialogues; rate theirs")
-        name, lines = str(row["id"]), [one_line(text) for text in texts]
+        try:
+            name = identity(row["id"])
+            lines = [one_line(clean(key, row[key])) for key in form if key not in ("id", "rating")]
+        except InputError as fault:
+            raise InputError(f"{where}: {fault}") from None
+        if not all(lines) or len(set(lines)) < len(lines):
+            raise InputError(f"{where}: expected texts, none empty and no two the same, found {lines!r:.80}")
+        if name not in known:
+            raise InputError(f"{where}: id {name!r} is none of the {len(known)} dialogues; rate theirs")
         if "rating" not in form:
             pairs.append({"id": name, "chosen": lines[0], "rejected": lines[1]})
             continue
         try:
             value = float(row["rating"])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = math.nan
         if not math.isfinite(value) or isinstance(row["rating"], bool):
             raise InputError(f"{where}: rating {row['rating']!r}: expected a finite number, such as 1 to 5")

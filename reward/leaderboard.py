@@ -21,6 +21,7 @@ from alignment.errors import InputError
 from alignment.formats import listed
 from alignment.progress import Progress, show_table
 from alignment.run import is_main_process, read_manifest, say, write_json
+from alignment.speakers import names_in
 from reward.comparison import CURVES
 from reward.evaluation import DIALOGUES, RESULTS
 from reward.quality import GATES
@@ -236,13 +237,8 @@ def _quartiles(records: list[Record]) -> Groups:
     return [(label, index) for label, index in groups if index]
 
 
-def speakers(dialogue: str) -> int:
-    """How many names stand before a colon at the beginning of a turn."""
-    return len({turn.partition(":")[0].strip() for turn in dialogue.split("\n") if ":" in turn})
-
-
 def _speakers(records: list[Record]) -> Groups:
-    counts = [min(speakers(record.dialogue), MOST_SPEAKERS) for record in records]
+    counts = [min(len(names_in(record.dialogue)), MOST_SPEAKERS) for record in records]
     labels = {number: str(number) for number in range(MOST_SPEAKERS)} | {MOST_SPEAKERS: f"{MOST_SPEAKERS} or more"}
     return [(labels[n], [i for i, count in enumerate(counts) if count == n]) for n in sorted(set(counts))]
 

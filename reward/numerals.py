@@ -14,6 +14,12 @@ _ONES = dict(zip("영일이삼사오육칠팔구", range(10), strict=True)) | {
     "하나": 1, "한": 1, "첫": 1, "둘": 2, "두": 2, "셋": 3, "세": 3, "석": 3, "넷": 4, "네": 4, "넉": 4, "다섯": 5,
     "여섯": 6, "일곱": 7, "여덟": 8, "아홉": 9,
 }  # fmt: skip
+_DIGITS = {"공": 0} | {form: int(_ONES[form]) for form in "영일이삼사오육칠팔구"}
+# What stands for other numbers than it names: half an hour, a week, the months without ㅂ and ㄱ, three or four.
+_IMPLIED = {
+    "시간 반": {30}, "반 시간": {30}, "일주일": {7}, "시월": {10}, "유월": {6}, "두서너": {2, 3, 4}, "서너": {3, 4},
+    "대여섯": {5, 6}, "예닐곱": {6, 7}, "half an hour": {30}, "half hour": {30}, "quarter": {15, 45}, "a week": {7},
+}  # fmt: skip
 _DAYS = {"하루": 1, "이틀": 2, "사흘": 3, "나흘": 4, "닷새": 5, "엿새": 6, "열흘": 10, "보름": 15}
 _PIECE = re.compile("|".join([r"\d[\d,]*(?:\.\d+)?", *sorted([*_UNITS, *_TENS, *_ONES], key=len, reverse=True)]))
 _ALL_PIECES = re.compile(f"(?:{_PIECE.pattern})+")
@@ -30,6 +36,11 @@ _ENGLISH_ORDINALS = {  # 5th is read as 5
     "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "eleventh": 11,
     "twelfth": 12,
 }  # fmt: skip
+_CARDINALS = dict(zip(_ENGLISH_ORDINALS, [*_ENGLISH_ONES][2:12], strict=True))
+_CARDINALS |= {f"{word}th": word for word in _ENGLISH_ONES} | {f"{word[:-1]}ieth": word for word in _ENGLISH_TENS}
+_CARDINALS |= {"first": "one", "second": "two"}
+_TEENS = "|".join(word for word, value in _ENGLISH_ONES.items() if value > 9)
+_TWO_DIGITS = rf"(?:{'|'.join(_ENGLISH_TENS)})(?:[ -](?:{'|'.join(list(_ENGLISH_ONES)[:9])}))?|{_TEENS}"
 
 
 def numbers(text: str) -> set[float]:
@@ -39,6 +50,24 @@ def numbers(text: str) -> set[float]:
     """
     text = MASK.sub(" ", text)
     return _korean_numbers(text) if language(text) == "ko" else _english_numbers(text)
+
+
+def implied_numbers(text: str) -> set[float]:
+    """Further values by which a dialogue's numbers may be told: `오후 세 시` is 15시, `half an hour` 30 minutes.
+
+    Generously: what is meant for `numbers` beyond it, so that a true number is not taken for a new one.
+    """
+    text = MASK.sub(" ", text).lower()
+    values = {float(value) for form, those in _IMPLIED.items() if form in text for value in those}
+    for run in re.findall(f"[{''.join(_DIGITS)}]{{3,}}", text):  # 이공이사년
+        values.add(float("".join(str(_DIGITS[form]) for form in run)))
+    for hour in re.findall(r"(?:오후|저녁|밤)\s*((?:\d|[가-힣])+)\s*시", text):
+        values |= {value + 12 for value in _korean_numbers(f"{hour} 시") if value < 12}
+    spaced = re.sub(r"(?<!\d)(\d{1,3}), (?=\d{3}\b)", r"\1,", re.sub(r"(\d)\. (?=\d)", r"\1.", text))  # 2, 000
+    cardinal = re.sub("[a-z]+", lambda word: _CARDINALS.get(word.group(), word.group()), spaced)
+    for first, last in re.findall(rf"\b({_TWO_DIGITS})[ -]({_TWO_DIGITS})\b", cardinal):  # nineteen ninety-eight
+        values |= {100 * one + other for one in _english_numbers(first) for other in _english_numbers(last)}
+    return values | _english_numbers(cardinal)
 
 
 def _korean_numbers(text: str) -> set[float]:

@@ -97,7 +97,7 @@ def check_ids(train: list[Record], held_out: list[Record]) -> None:
     if both:
         raise InputError(
             f"{len(both)} ids of dialogues to train on are those of held-out ones too, such as {min(both)!r:.60}. "
-            "Candidates and ratings go by id: rename those of one file."
+            "Candidates and ratings go by id: rename those of one file, or give both a column id."
         )
 
 

@@ -3,7 +3,8 @@
 Four are gates, which a good summary passes whatever else it is: `unseen_tags`, `unseen_numbers`, `repeated_trigrams`
 and `is_cut`. The others are matters of degree. Korean is read as morphemes, other text as words.
 
-False alarms of the gates on 800 reference summaries of DialogSum in Korean: 0, 0.5, 0.1 and 0.1 percent.
+False alarms of the gates on 2,266 reference summaries of DialogSum in Korean: 0, 0.3, 0.3 and 0.1 percent; on 2,768 in
+English: 0, 0.5, 2.6 and 0.7.
 """
 
 import re
@@ -12,9 +13,9 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from alignment.dialogue import language
-from alignment.speakers import MASK, swap_speakers
+from alignment.speakers import MASK, names_in, swap_speakers
 from reward.morphemes import Morpheme, morphemes
-from reward.numerals import numbers
+from reward.numerals import implied_numbers, numbers
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _CLOSING = " \n\"'”’)]」』"
@@ -32,8 +33,8 @@ def unseen_numbers(dialogue: str, summary: str) -> int:
 
     Not counted are one and two, which often stand for no number (한 번, two of them), and how many speakers there are.
     """
-    speakers = {line.partition(":")[0] for line in dialogue.split("\n")}
-    return len({value for value in numbers(summary) if value > 2} - numbers(dialogue) - {len(speakers)})
+    new = {value for value in numbers(summary) if value > 2} - numbers(dialogue) - {len(names_in(dialogue))}
+    return len(new - implied_numbers(dialogue)) if new else 0
 
 
 # --- form -------------------------------------------------------------------------------------------------------------

@@ -99,6 +99,11 @@ def test_plain_text_to_a_file(run, summaries, tmp_path):
     assert (tmp_path / "summary.txt").read_text("utf-8") == f"{summaries[FIRST]}\n"
 
 
+def test_a_dialogue_with_blank_lines_between_its_turns_is_not_taken_for_many(run):
+    with pytest.raises(InputError, match=r"most of its 3 dialogues are a single turn\. Take out the blank"):
+        run("민수: 안녕\n\n지수: 응\n\n민수: 잘 가\n")
+
+
 @pytest.mark.parametrize("content", [FIRST, FORMATS["json lines"]], ids=["text", "json lines"])
 def test_standard_input(content, run, capsys, monkeypatch):
     run(content)

@@ -1,6 +1,8 @@
 """reward/candidates.py: corruptions by hand, what applies where, and files of candidates."""
 
 import random
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -161,6 +163,18 @@ def test_candidates_are_read_back_as_written(tmp_path):
     assert read_candidates(tmp_path / "candidates.jsonl", [record("x")]) == candidates
 
 
+def test_candidates_are_cleaned_as_dialogues_are(tmp_path):
+    (tmp_path / "mine.csv").write_text(f"id,text\n a ,{unicodedata.normalize('NFD', '둘은 만난다.')} \u200b\n", "utf-8")
+    assert read_candidates(tmp_path / "mine.csv", [record("x")]) == [Candidate("a", "given", "둘은 만난다.")]
+
+
+def test_the_digits_of_a_name_are_no_number_to_change():
+    own = Record("n", "SD2000001: 3번 갔어.\nSD2000002: 나도 갈래.", ("SD2000001은 3번 갔고 SD2000002는 아닙니다.",))
+    changed = [changed_number(own, own.references[0], random.Random(seed)) for seed in range(20)]
+    assert all(re.fullmatch(r"SD2000001은 [1-9]번 갔고 SD2000002는 아닙니다\.", text) for text in changed)
+    assert own.references[0] not in changed
+
+
 def test_candidates_from_elsewhere_need_no_kind(tmp_path):
     (tmp_path / "mine.csv").write_text('id,text\na,"첫 줄\n둘째 줄"\n', "utf-8")
     assert read_candidates(tmp_path / "mine.csv", [record("x")]) == [Candidate("a", "given", "첫 줄 둘째 줄")]
@@ -171,7 +185,8 @@ def test_candidates_from_elsewhere_need_no_kind(tmp_path):
     [
         ("id,text\nb,요약\n", "row 1: id 'b' is none of the 1 dialogues"),
         ("id,summary\na,요약\n", "row 1: expected id and text"),
-        ('{"id": "a", "text": 5}\n', "row 1: expected id and text"),
+        ('{"id": "a", "text": 5}\n', "row 1: text is 5, not a string"),
+        ('{"id": "a", "text": "\\ud800"}\n', "row 1: text is not valid Unicode"),
         ("", "the file is empty"),
     ],
 )

@@ -1,6 +1,7 @@
 """alignment/data.py: every family of files, every fault with its place, and the files we write."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -177,6 +178,15 @@ def test_text_is_kept_but_for_blanks_at_line_ends_and_composed_and_an_id_as_it_i
     assert records == [Record(decomposed, "A:  가\n\nB:  y", ("가",))]
 
 
+def test_what_spreadsheets_and_chats_leave_between_letters_is_left_out(write):
+    records, _ = load_records(write([row("a", "\u200bA: x_x000D_\r\nB:\u2060 y_x000D_", summary="\ufeffs")]))
+    assert records == [Record("a", "A: x\nB: y", ("s",))]
+
+
+def test_of_several_references_those_that_are_null_are_passed_over(write):
+    assert load_records(write([row("a", references=["p", None])]))[0][0].references == ("p",)
+
+
 def test_a_number_is_an_id(write):
     assert load_records(write([{"id": 7, "dialogue": "A: x"}]))[0][0].id == "7"
 
@@ -237,6 +247,15 @@ def test_a_header_name_twice(write):
 def test_missing_file_names_a_close_sibling(write):
     path = write([row()], "train.jsonl")
     assert f"did you mean {path}?" in fault_of(path.with_name("trian.jsonl"))
+
+
+def test_what_is_there_and_is_no_file_is_told_of(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "gone.csv")
+    assert "pipe: not a regular file; write what it gives to one" in fault_of(tmp_path / "pipe")
+    assert f"link: a link to {tmp_path / 'gone.csv'}, which is not there" in fault_of(tmp_path / "link")
+    assert "cannot be read: File name too long" in fault_of(tmp_path / ("x" * 300))
+    assert "~nobody-of-that-name/x.csv: cannot be read" in fault_of("~nobody-of-that-name/x.csv")
 
 
 def test_missing_file_without_a_close_sibling_names_what_is_expected(tmp_path):
@@ -336,6 +355,13 @@ BAD_ROWS = [
     (row("b", references=["x", 3]), "reference is 3, not a string"),
     (row("b", summary={"text": "x"}), "reference is {'text': 'x'}, not a string"),
     (row("b", topic=3), "topic is 3, not a string"),
+    (row("b", "nan"), "dialogue is 'nan', as programs write a list or nothing"),
+    (
+        row("b", "[{'speaker': 'A', 'utterance': 'x'}]"),
+        "dialogue is \"[{'speaker': 'A', 'utterance': 'x'}]\", as programs",
+    ),
+    (row("b", summary="['x', 'y']"), "reference is \"['x', 'y']\", as programs write a list"),
+    (row("first\u200b"), "duplicate id 'first'"),
     (row("first"), "duplicate id 'first', first used by row 1"),
     (row(""), "no id"),
     (row(None), "no id"),
@@ -394,10 +420,12 @@ def test_max_rows_takes_the_first_good_rows_and_looks_no_further(write):
     assert [one.row for one in rejected] == [1]
 
 
-@pytest.mark.parametrize("written", ["\\n", "<br>", "<br />"])
-def test_dialogues_whose_line_breaks_are_written_out_are_refused(written, write):
-    flat, whole = row("a", written.join(["A: x", "B: y"])), row("b", f"A: x{written}z\nB: y")
-    assert "2 of 3 dialogues are on one line, with" in fault_of(write([flat, row("c", flat["dialogue"]), whole]))
+@pytest.mark.parametrize("written", ["\\n", "<br>", "<BR />", " "])
+def test_dialogues_without_line_breaks_are_refused(written, write):
+    flat, whole = row("a", written.join(["#A#: x", "#B#: y"])), row("b", f"#A#: x{written}z\n#B#: y")
+    assert "2 of 3 dialogues have several turns on a line, with" in fault_of(
+        write([flat, row("c", flat["dialogue"]), whole])
+    )
     assert len(load_records(write([flat, whole]))[0]) == 2
 
 

@@ -234,6 +234,14 @@ def test_shorten_keeps_whole_turns_first_and_last_among_them():
     assert kept == [dialogue.split("\n")[i] for i in (0, 1, 7, 8)]
 
 
+@pytest.mark.parametrize("place", [1, 5, 30])
+def test_a_text_pasted_into_a_turn_goes_instead_of_most_turns(place):
+    talk = [f"A: {i}" for i in range(31)]
+    talk[place] = "B: " + "긴 글 " * 500
+    kept = shorten("\n".join(talk), lambda text: len(text) < 1000).split("\n")
+    assert kept == [turn for turn in talk if len(turn) < 100]
+
+
 def test_shorten_gives_none_where_not_even_the_first_turn_fits():
     assert shorten(turns(5), lambda text: False) is None
 

@@ -69,7 +69,9 @@ def test_a_field_may_be_as_long_as_a_meeting(tmp_path: Path):
     [
         ("PK,대화\na,안녕\n".encode("cp949"), "looks like CP949"),
         (b"PK\x03\x04\x14\x00\x06\xff", "Excel workbook or a zip: save the sheet as CSV UTF-8"),
-        (b"\xd0\xcf\x11\xe0\xa1\xb1", "Excel workbook: save the sheet as CSV UTF-8"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "Excel, Word or Hangul document: save it as CSV UTF-8, or as text"),
+        (b"%PDF-1.7\n%\xb5\xed", "a PDF: save its text as UTF-8"),
+        (b"PAR1\x15\x04\xff", "a Parquet file: save it as JSON lines"),
         (b"\x1f\x8b\x08\x00", "compressed: unpack it with gunzip"),
         ("fname,dialogue\na,안녕\n".encode("cp949"), "looks like CP949: save it as UTF-8 (iconv -f CP949 -t UTF-8"),
         (b"\x80\xff\xff", "save it as UTF-8"),
@@ -95,6 +97,9 @@ def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tm
         ("10:30\tA\t안녕\n10:31\tB\t응\n", True),
         ("민수\t안녕\n지원\t응\n", True),
         ("네; 알겠습니다\n그래; 가자\n", True),
+        ("네, 알겠습니다.", True),
+        ("[2024-05-03, 3:21:05 PM] A: hi\n[2024-05-03, 3:22:05 PM] B: hello\n", True),
+        ("5/3/24, 15:21 - A: hi\n5/3/24, 15:22 - B: hello, you\n", True),
         ("대화,요약\n안녕,인사\n", False),  # which column is which is asked then
         ("대화,요약\nA: 안녕,인사\n", False),
         ('번호,대화,요약\n1,"A: 안녕\nB: 응",인사\n2,A: 안녕, 반가워,인사\n', False),  # with a fault
@@ -113,6 +118,24 @@ def test_a_table_is_known_by_the_names_that_the_user_gives(tmp_path: Path):
     path = file_of(tmp_path, "대화\n안녕.\n")
     assert is_plain_text(path, column_names(None))
     assert not is_plain_text(path, column_names({"dialogue": "대화"}))
+
+
+def test_the_delimiter_is_what_the_header_has_most_of(tmp_path: Path):
+    path = file_of(tmp_path, "id\tdialogue\tsummary (ko, en)\n1\tA: 안녕, 응\t인사\n")
+    assert file_rows(path) == [{"id": "1", "dialogue": "A: 안녕, 응", "summary (ko, en)": "인사"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "telling"),
+    [
+        ("id,dialogue\na,안녕\nid,dialogue\nb,응\n", "line 3: the header comes again; delete that line"),
+        ('{"id": ' + "9" * 5000 + "}", "JSON that cannot be read: Exceeds the limit"),
+        ('{"a": ' * 50_000, "JSON that cannot be read"),
+    ],
+)
+def test_a_fault_of_the_whole_file_is_told(content: str, telling: str, tmp_path: Path):
+    with pytest.raises(InputError, match=re.escape(telling)):
+        file_rows(file_of(tmp_path, content))
 
 
 def test_a_table_of_nothing_has_no_columns(tmp_path: Path):

@@ -19,7 +19,6 @@ from reward.leaderboard import (
     leaderboard,
     page,
     read_runs,
-    speakers,
     write_leaderboard,
 )
 from reward.quality import GATES
@@ -244,14 +243,6 @@ def test_every_pair_is_row_less_column():
             assert pairs[row][column] == {key: pytest.approx(value) for key, value in alone.items()}
     assert pairs[0][2]["difference"] == pytest.approx(75)
     assert pairs[2][0]["difference"] == pytest.approx(-75)
-
-
-@pytest.mark.parametrize(
-    ("dialogue", "count"),
-    [("Ann: a\nBob: b\nAnn: c", 2), ("Ann: it is 5:30\nat Ann: no", 2), ("no one speaks", 0), ("#Person1#: 네", 1)],
-)
-def test_speakers_stand_before_a_colon(dialogue, count):
-    assert speakers(dialogue) == count
 
 
 def test_dialogues_are_grouped_by_quarters_of_their_length():

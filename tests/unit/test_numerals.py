@@ -2,7 +2,7 @@
 
 import pytest
 
-from reward.numerals import numbers
+from reward.numerals import implied_numbers, numbers
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,33 @@ from reward.numerals import numbers
 )
 def test_numbers_by_value(text, values):
     assert numbers(text) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("두 시간 반 걸려.", 30),
+        ("일주일 걸려.", 7),
+        ("시월 삼 일이야.", 10),
+        ("서너 명 올 거야.", 4),
+        ("오후 세 시에 봐.", 15),
+        ("밤 11시에 봐.", 23),
+        ("이공이사년이야.", 2024),
+        ("2, 000 units", 2000),
+        ("It is $ 12. 50.", 12.5),
+        ("half an hour", 30),
+        ("July thirtieth", 30),
+        ("on May twenty-first", 21),
+        ("the thirteenth floor", 13),
+        ("in nineteen ninety-eight", 1998),
+        ("a quarter to six", 45),
+    ],
+)
+def test_what_numbers_imply_beyond_their_values(text, value):
+    assert value in implied_numbers(text)
+    assert value not in numbers(text)
+
+
+@pytest.mark.parametrize("text", ["오전 세 시에 봐.", "#Person1#: 응", "no second thought", "오후에 세 번 봐."])
+def test_nothing_more_is_implied(text):
+    assert implied_numbers(text) <= {1, 2, 3}

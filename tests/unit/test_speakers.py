@@ -3,7 +3,7 @@
 import pytest
 
 from alignment.data import EMBEDDED, Record, load_records
-from alignment.speakers import mirror_image, swap_speakers, turns_of, two_speakers
+from alignment.speakers import mirror_image, names_in, swap_speakers, turns_of, two_speakers
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,17 @@ def test_the_mirror_image_of_a_mirror_image_is_the_dialogue(name):
     records, _ = load_records(name)
     assert all(mirror_image(mirror_image(one)) == one for one in records if mirror_image(one))
     assert sum(mirror_image(one) is not None for one in records) > 0.9 * len(records)
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "names"),
+    [
+        ("Ann: a\nBob: b\nAnn: c", {"Ann", "Bob"}),
+        ("Ann: it is 5:30\nat Ann: no", {"Ann", "at Ann"}),
+        ("no one speaks", set()),
+        ("#Person1#: 네\n\n#Person2# : 응\n#Person1#： 그래\n그리고", {"#Person1#", "#Person2#"}),
+        ("톰: 여기야\nhttps://example.org/a", {"톰"}),
+    ],
+)
+def test_names_stand_before_a_colon(dialogue, names):
+    assert names_in(dialogue) == names
