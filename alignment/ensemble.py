@@ -56,7 +56,7 @@ def load_average(
     names = ["default", *map(str, range(1, len(folders)))]
     try:
         for name, folder in zip(names[1:], folders[1:], strict=True):
-            model.load_adapter(folder, adapter_name=name)
+            model.load_adapter(folder, adapter_name=name, torch_device="cpu")
         model.add_weighted_adapter(names, weights, "average", combination_type="cat")
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{folder}: this adapter does not fit beside {folders[0]}: {error}") from error
@@ -64,7 +64,7 @@ def load_average(
     for name in names:
         model.delete_adapter(name)
     if not models.is_quantised(model):
-        model = model.merge_and_unload().to(PartialState().device)
+        model = model.to(PartialState().device).merge_and_unload()
     return model.eval(), tokenizer
 
 

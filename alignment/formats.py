@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterable
@@ -82,6 +83,11 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
     return all(_TURN.match(line) for line in rest.splitlines() if line.strip())  # else it is a table with a fault
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it takes its name: beside it, for this process of this machine alone."""
+    return path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.partial")
+
+
 def write_rows(rows: Iterable[dict[str, Any]], path: Path, keep: bool = False) -> None:
     """Writes one JSON object a line, the file whole or not at all.
 
@@ -91,7 +97,7 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path, keep: bool = False) -
     Raises:
         InputError: There are such rows.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if keep and path.exists() and path.read_bytes() != partial.read_bytes():

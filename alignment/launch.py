@@ -1,10 +1,12 @@
 """How a recipe is run: its errors in one message, the cores shared, the launcher's settings held to ours."""
 
 import os
+import re
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -20,17 +22,29 @@ DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
 HOW_TO_GO_ON = "The same command goes on from what is written; a training run with --resume_from_checkpoint true."
 
 
-def launch(main: Callable[[], None]) -> None:
-    """Runs a recipe; a user's error ends in one message and exit code 2, a bug keeps its traceback."""
+def launch(main: Callable[[], None], shards: bool = True) -> None:
+    """Runs a recipe; a user's error ends in one message and exit code 2, a bug keeps its traceback.
+
+    Args:
+        shards: Whether it can share one model among several GPUs (FSDP2, ZeRO-3).
+    """
     silence_libraries()
     _tell_of_unused_gpu()
     _use_all_cores()
     _leave_types_to_us()
-    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        PartialState(cpu=True)  # or each CPU process would take itself for the only one
+    if "LOCAL_RANK" in os.environ:
+        on_cpu = not torch.accelerator.is_available()
+        if on_cpu:  # or each CPU process would take itself for the only one
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+        PartialState(cpu=on_cpu, timeout=timedelta(hours=2))  # one may have longer summaries to write than another
     together = True  # all processes end here, or one alone, which the others wait for until the launcher ends them
     try:
+        if not shards and "true" in (os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED")):
+            raise InputError(
+                "This recipe needs the whole base on each GPU: not FSDP or DeepSpeed, but "
+                "accelerate_configs/multi_gpu.yaml, with --load_in_4bit true where memory is short."
+            )
+        _refuse_old_gpu()
         main()
     except InputError as error:
         _say_once(f"error: {error}")
@@ -78,6 +92,18 @@ def _tell_of_unused_gpu() -> None:
     """A torch for CPUs, or a driver that is too old, would take hours where a GPU takes minutes, without a word."""
     if shutil.which("nvidia-smi") and not torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
         _say_once(f"There is an NVIDIA GPU, but torch {torch.__version__} cannot use it: all is done on the CPU.")
+
+
+def _refuse_old_gpu() -> None:
+    """A GPU that torch was not built for would end in a traceback at its first kernel."""
+    if torch.cuda.is_available() and (built := re.findall(r"sm_(\d+)", " ".join(torch.cuda.get_arch_list()))):
+        major, minor = torch.cuda.get_device_capability()
+        if 10 * major + minor < (oldest := min(map(int, built))):
+            raise InputError(
+                f"The GPU has compute capability {major}.{minor}, and torch {torch.__version__} is built for "
+                f"{oldest / 10} and newer. Install a build of it for an older CUDA, or hide the GPU: "
+                "CUDA_VISIBLE_DEVICES= in front of the command."
+            )
 
 
 def _use_all_cores() -> None:

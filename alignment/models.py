@@ -279,8 +279,8 @@ def add_adapter(base: PreTrainedModel, folder: str | Path, trainable: bool = Fal
         if not base.can_generate():
             config.task_type = None  # or PEFT would look for `generate`, or hide the head among the adapters
         model = PeftModel.from_pretrained(
-            base, str(folder), config=config, is_trainable=trainable, autocast_adapter_dtype=False
-        )
+            base, str(folder), config=config, is_trainable=trainable, autocast_adapter_dtype=False, torch_device="cpu"
+        )  # or every process would put it on the first GPU
         # PEFT passes over tensors that have no place in the base.
         weights = load_peft_weights(str(folder), device="cpu")
         if superfluous := weights.keys() - get_peft_model_state_dict(model).keys():
@@ -385,11 +385,11 @@ def load_for_use(name_or_path: str, config: ModelArguments) -> tuple[PreTrainedM
     base = base_of(resolve(name_or_path))
     model = load_base(replace(config, model_name_or_path=base or name_or_path))
     quantised = is_quantised(model)
+    if not quantised:
+        model = model.to(PartialState().device)
     if base is not None:
         model = add_adapter(model, name_or_path)  # type: ignore[assignment]  # it stands in for the base
         if not quantised:
             # 1.7 times as fast; merging into 4-bit weights would round the adapter off.
             model = model.merge_and_unload()
-    if not quantised:
-        model = model.to(PartialState().device)
     return model.eval(), tokenizer

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 
 from alignment.errors import InputError
+from alignment.formats import partial_of
 from alignment.progress import console, peak_memory_gib
 
 MANIFEST = "manifest.json"
@@ -74,7 +76,7 @@ def write_json(content: Any, path: Path) -> None:
 
 def write_text(text: str, path: Path) -> None:
     """Writes text beside its place and renames it, so that a killed run never leaves half a file."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # of this process: several may write the same file
+    partial = partial_of(path)
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
@@ -105,9 +107,7 @@ def make_folder(folder: Path, flag: str = "--output_dir") -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"{flag} {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
 

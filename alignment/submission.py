@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from alignment.errors import InputError
+from alignment.formats import partial_of
 from alignment.run import say
 
 Destination = str | Path | IO[str]
@@ -56,7 +57,7 @@ def _opened(destination: Destination) -> Iterator[IO[str]]:
         return
     path = Path(destination)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may write the same file
+    partial = partial_of(path)
     with partial.open("w", encoding="utf-8", newline="") as file:
         yield file
     os.replace(partial, path)

@@ -127,4 +127,4 @@ def train_model(
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, shards=False)

@@ -10,6 +10,7 @@
 Candidates are what each model writes by itself, and `--samples` samples of each.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -94,6 +95,7 @@ class OneAtATime:
         """What `load` returns, or returned when it was last called with this key."""
         if key != self._key:
             self._key, self._value = "", None  # its memory, before the next one's is taken
+            gc.collect()  # 4-bit layers and their weights refer to each other
             self._value = load()
             self._key = key
         return self._value

@@ -1,7 +1,6 @@
 """What users get wrong, through the real recipes: one message with what, where and what to do, and nothing written."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from alignment import run
 from alignment.errors import InputError
+from alignment.formats import partial_of
 from alignment.launch import launch
 from recipes import evaluate, sft
 
@@ -246,7 +246,7 @@ def test_an_output_folder_that_cannot_be_written(evaluate_flags, tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk(evaluate_flags, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / f"predictions.csv.{os.getpid()}.partial").symlink_to("/dev/full")
+    partial_of(tmp_path / "out" / "predictions.csv").symlink_to("/dev/full")
     with pytest.raises(SystemExit) as caught:
         launch(lambda: evaluate.main(evaluate_flags()))
     assert caught.value.code == 2

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import InputError
+from alignment.formats import partial_of
 from alignment.journal import Journal
 from alignment.summarizer import Summarizer
 from recipes import summarize
@@ -165,7 +165,7 @@ def test_a_killed_run_makes_only_what_is_missing(run, tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_what_was_written_by_the_model_survives_a_full_disk(run, tmp_path):
     output = tmp_path / "out.csv"
-    partial = tmp_path / f"out.csv.{os.getpid()}.partial"
+    partial = partial_of(tmp_path / "out.csv")
     partial.symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         run(FORMATS["csv"], output=output)

@@ -11,6 +11,14 @@ from alignment.errors import InputError
 from alignment.launch import launch
 
 
+def exit_code(main, **options) -> int:
+    try:
+        launch(main, **options)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
 @pytest.mark.parametrize(("given", "told"), [("bf16", 1), ("no", 0)])
 def test_mixed_precision_of_the_launcher_is_left_out_and_that_is_told(given, told, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", given)
@@ -30,6 +38,25 @@ def test_a_gpu_that_torch_cannot_use_is_told_of(hidden, told, tmp_path, monkeypa
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     launch(lambda: None)
     assert capsys.readouterr().err.count("There is an NVIDIA GPU, but torch") == told
+
+
+@pytest.mark.parametrize(("capability", "code"), [((7, 0), 2), ((7, 5), 0), ((9, 0), 0)])
+def test_a_gpu_that_torch_was_not_built_for_is_refused(capability, code, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert exit_code(lambda: None) == code
+    assert ("compute capability 7.0" in capsys.readouterr().err) == bool(code)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_recipe_that_shards_no_model_is_not_run_where_one_would_be(variable, monkeypatch, capsys):
+    monkeypatch.setenv(variable, "true")
+    ran = []
+    assert exit_code(lambda: ran.append(1), shards=False) == 2
+    assert "needs the whole base on each GPU: not FSDP or DeepSpeed" in capsys.readouterr().err
+    assert exit_code(lambda: ran.append(2)) == 0
+    assert ran == [2]
 
 
 def test_a_reader_who_leaves_ends_it_without_a_traceback():
