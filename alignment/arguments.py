@@ -1,37 +1,30 @@
-"""What a recipe can be told: dataclasses, and `parse()` with default < YAML < command line.
+"""What a recipe can be told: a dataclass for each kind of settings.
 
 Fields of TRL's `ModelConfig` and `SFTConfig` keep their names; the classes here only add ours and change defaults.
 """
 
-import difflib
 import json
 import math
-import re
-import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
-from types import NoneType
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, ClassVar
 
-import yaml
-from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
+from trl import ModelConfig, RewardConfig, SFTConfig
 
 from alignment.errors import InputError
 
 # Fields of TRL's configs for work that its trainers do not do here: the examples come ready to them.
 WITHOUT_EFFECT = {
-    "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_num_proc", "dataset_text_field",
-    "eos_token", "eval_packing", "model_init_kwargs", "packing", "pad_token", "padding_free",
-    "shuffle_dataset", "truncation_mode",
+    "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_kwargs", "dataset_num_proc",
+    "dataset_text_field", "do_predict", "do_train", "eos_token", "eval_packing", "model_init_kwargs", "packing",
+    "packing_strategy", "pad_token", "padding_free", "shuffle_dataset", "truncation_mode",
     "generation_config", "generation_max_length", "generation_num_beams", "predict_with_generate", "sortish_sampler",
 }  # fmt: skip
 # Fields of `ModelArguments` that an adapter which is trained further has settled.
 OF_ADAPTER = {name for name in ModelConfig.__dataclass_fields__ if "lora" in name or name in ("use_peft", "use_dora")}
+STORED = ("uint8", "float16", "bfloat16", "float32", "float64")  # types that hold 4-bit weights
 STAGES = ("sample", "label", "pair", "train", "report")
 FORMS = ("instruction", "chat", "template")  # of prompts
-SECTIONS = ("reward", "ppo", "search", "baseline")  # parts of a YAML that are one recipe's own
-CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 
 
 @dataclass
@@ -135,12 +128,21 @@ class ModelArguments(ModelConfig):
     def __post_init__(self) -> None:
         if self.load_in_8bit and self.load_in_4bit:
             raise InputError("load_in_8bit and load_in_4bit: both are true. Set one of them to false.")
+        if self.lora_r < 1 or self.lora_alpha < 1 or not 0 <= self.lora_dropout < 1:
+            raise InputError(
+                f"--lora_r {self.lora_r}, --lora_alpha {self.lora_alpha}, --lora_dropout {self.lora_dropout}: expected "
+                "two numbers of 1 or more, and a share below 1."
+            )
+        if self.bnb_4bit_quant_storage not in (None, *STORED):
+            raise InputError(f"--bnb_4bit_quant_storage {self.bnb_4bit_quant_storage}: expected {', '.join(STORED)}.")
         super().__post_init__()
 
 
 @dataclass
 class TrainerArguments:
     """What every trainer here shares: our defaults for fields of `TrainingArguments`, and a few of our own."""
+
+    MEASURES: ClassVar[tuple[str, ...]] = ()  # by which the best checkpoint can be chosen; none: by any
 
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start again, and delete an existing output."})
     early_stopping_patience: int = field(default=3, metadata={"help": "Evaluations without progress before a stop."})
@@ -151,7 +153,10 @@ class TrainerArguments:
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
     train_sampling_strategy: str = field(
         default="batch_rebalance",
-        metadata={"help": "Order of the data; batch_rebalance sorts each update's dialogues by length: less padding."},
+        metadata={
+            "help": "Order of the data; batch_rebalance sorts each update's dialogues by length: less padding.",
+            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+        },
     )
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate."})
     save_strategy: str = field(default="steps", metadata={"help": "When to save."})
@@ -166,14 +171,30 @@ class TrainerArguments:
     bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16 (for float32 weights)."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     disable_tqdm: bool | None = field(default=True, metadata={"help": "The recipes show their own progress."})
-    include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Which tokens to count."})
+    include_num_input_tokens_seen: str = field(
+        default="non_padding", metadata={"help": "Which tokens to count.", "choices": ["all", "non_padding", "no"]}
+    )
 
     def __post_init__(self) -> None:
         library = ("trl.", "transformers.training_args_seq2seq")
         theirs: Any = next((cls for cls in type(self).__mro__ if cls.__module__.startswith(library)), None)
-        for name in WITHOUT_EFFECT & _fields(theirs) if theirs else ():
+        for name in WITHOUT_EFFECT & theirs.__dataclass_fields__.keys() if theirs else ():
             if getattr(self, name) != theirs.__dataclass_fields__[name].default:
                 raise InputError(f"--{name}: has no effect here, where data, prompts and loss are ours. Leave it out.")
+        at_least = {
+            "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+            "seed": 0, "learning_rate": 0, "rouge_eval_rows": 0, "early_stopping_patience": 1,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if not least <= (value := getattr(self, name, least)) < math.inf:
+                raise InputError(f"--{name} {value}: expected {least} or more.")
+        for name in ("num_train_epochs", "phase2_epochs"):
+            if getattr(self, name, 1) <= 0 and self.max_steps <= 0:  # type: ignore[attr-defined]
+                raise InputError(f"--{name} {getattr(self, name)}: expected more than 0.")
+        chosen_by = str(self.metric_for_best_model).removeprefix("eval_")  # type: ignore[attr-defined]
+        if self.MEASURES and chosen_by not in self.MEASURES:
+            expected = " or ".join(f"eval_{name}" for name in self.MEASURES)
+            raise InputError(f"--metric_for_best_model {self.metric_for_best_model}: expected {expected}.")  # type: ignore[attr-defined]
         if getattr(self, "trust_remote_code", False):
             raise InputError("--trust_remote_code: no code out of a model folder is run here. Leave it out.")
         super().__post_init__()  # type: ignore[misc]  # TRL's
@@ -187,6 +208,8 @@ class TrainerArguments:
 @dataclass
 class SFTArguments(TrainerArguments, SFTConfig):
     """TRL's `SFTConfig` with our defaults, the two phases, and held-out ROUGE."""
+
+    MEASURES = ("loss", "rouge")
 
     output_dir: str | None = field(default="runs/sft", metadata={"help": "Where phase1/ and phase2/ are written."})
     phases: str = field(default="1,2", metadata={"help": "1, 2 or 1,2; phase 2 starts from phase 1's adapter."})
@@ -215,6 +238,8 @@ class SFTArguments(TrainerArguments, SFTConfig):
 @dataclass
 class RewardArguments(TrainerArguments, RewardConfig):
     """TRL's `RewardConfig` with our defaults, the model to start from, and how far to go."""
+
+    MEASURES = ("loss", "accuracy")
 
     sft_model: str = field(
         default="runs/sft/phase2",
@@ -254,6 +279,8 @@ class RewardArguments(TrainerArguments, RewardConfig):
             raise InputError(f"--stage {self.stage}: expected one of {', '.join(STAGES)}.")
         if self.samples < 0:
             raise InputError(f"--samples {self.samples}: expected 0 or more.")
+        if self.sample_batch_size < 1:
+            raise InputError(f"--sample_batch_size {self.sample_batch_size}: expected 1 or more.")
         if not self.temperatures or not all(0 < temperature <= 5 for temperature in self.temperatures):
             raise InputError(f"--temperatures {self.temperatures}: expected numbers above 0, such as 0.7 1.0.")
         if not 0 <= self.attribution_weight < math.inf:
@@ -261,140 +288,3 @@ class RewardArguments(TrainerArguments, RewardConfig):
         if not 0 <= self.min_accuracy <= 1:
             raise InputError(f"--min_accuracy {self.min_accuracy}: expected a share from 0 to 1.")
         super().__post_init__()
-
-
-class _Parser(TrlParser):
-    def error(self, message: str) -> NoReturn:
-        # "argument --lora_r/--lora-r: invalid int value: '5.5'" -> "--lora_r '5.5': expected int."
-        message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
-        raise InputError(re.sub(r": invalid (\w+) value: (.*)", r" \2: expected \1.", message))
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-    best = [name for name in known if name.startswith(key)] or near
-    return f" Did you mean `{best[0]}`?" if best else " --help lists all."
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        shipped = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
-        raise InputError(f"--config {path}: no such file. Shipped in {CONFIGS}: {shipped}.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise InputError(f"{path}: expected lines of `key: value`, found {found}.")
-    return content
-
-
-def _fields(cls: Any) -> set[str]:
-    return set(cls.__dataclass_fields__)
-
-
-def _as_argv(key: str, value: Any) -> list[str]:
-    """A YAML value as it would stand on the command line, so that both are checked by the same rules."""
-    if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
-
-
-def _without_config(argv: list[str], default: Path | None) -> tuple[list[str], Path | None]:
-    """The command line without `--config FILE`, and that file, or the default where a model is not named either."""
-    for word in argv:
-        if word.startswith("--config="):
-            raise InputError(f"{word}: write `--config {word.removeprefix('--config=')}`, with a space.")
-    if "--config" not in argv:
-        names_model = any(re.match("--model[_-]name[_-]or[_-]path(=|$)", word) for word in argv)
-        return argv, None if names_model else default
-    index = argv.index("--config")
-    rest = argv[:index] + argv[index + 2 :]
-    if index + 1 == len(argv) or argv[index + 1].startswith("--"):
-        raise InputError("--config: expected the path of a YAML file after it.")
-    if "--config" in rest:
-        raise InputError("--config: given twice; expected one YAML file. Put what differs on the command line.")
-    return rest, Path(argv[index + 1])
-
-
-def parse(
-    classes: tuple[Any, ...],
-    argv: list[str] | None = None,
-    default_config: Path | None = None,
-    passed_over: tuple[Any, ...] = (),
-    section: str | None = None,
-) -> tuple:
-    """Parses `--config FILE` and flags into the dataclasses, with default < YAML < command line.
-
-    Args:
-        classes: One dataclass for each value returned.
-        passed_over: Their fields in the YAML are not read here, `output_dir` included, except those of a class that is
-            asked for itself: one file serves the recipes that train and those that use a model.
-        section: The recipe's own part of the YAML, where its settings stand; those above it are for fine-tuning, and
-            `SFTArguments` are passed over, or all but `output_dir` read where a class is made of them.
-        argv: The command line without the program, by default `sys.argv[1:]`.
-        default_config: Read when neither `--config` nor `--model_name_or_path` is given.
-
-    Raises:
-        InputError: An unknown or abbreviated name, a wrong type or value, `--config=FILE`, a file that is no YAML.
-    """
-    argv, config = _without_config(list(sys.argv[1:] if argv is None else argv), default_config)
-    parser = _Parser(classes, allow_abbrev=False)
-    lists = {action.dest for action in parser._actions if action.nargs == "+"}
-    known = sorted({action.dest for action in parser._actions if action.dest != "help"})
-    hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
-    nullable = {name for name, hint in hints.items() if NoneType in get_args(hint)}
-    for action in parser._actions:
-        if hints.get(action.dest) == bool | None and action.nargs is None:
-            action.nargs, action.const = "?", True  # --flag alone means true, as for every other boolean
-
-    passed_over = (*passed_over, SFTArguments) if section else passed_over
-    content = _read_yaml(config) if config is not None else {}
-    sections = {name: content.pop(name) for name in SECTIONS if name in content}
-    for name, own in sections.items():
-        if own is not None and not isinstance(own, dict):
-            raise InputError(f"{config}: {name}: expected indented lines of `key: value` under it, found {own!r:.50}.")
-    own = sections.get(section or "") or {}
-
-    from_yaml: list[str] = []
-    asked_for = [cls for cls in classes if any(issubclass(o, cls) or issubclass(cls, o) for o in passed_over)]
-    read = {name for cls in asked_for for name in _fields(cls)} - ({"output_dir"} if section else set())
-    others = {name for cls in passed_over for name in _fields(cls)} - read
-    where = dict.fromkeys(own, f"{config}: {section}")
-    settled = OF_ADAPTER if section in ("reward", "ppo") else set()
-    for key, value in ({key: value for key, value in content.items() if key not in others} | own).items():
-        place = where.get(key, str(config))
-        if key not in known:
-            raise InputError(f"{place}: unknown key `{key}`.{_nearest(str(key), known)}")
-        if key in own and key in settled:
-            raise InputError(f"{place}: {key} has no effect, where --sft_model's adapter is trained on. Leave it out.")
-        if value is None and key not in nullable:
-            raise InputError(f"{place}: {key} has no value. Give one, or leave the line out for the default.")
-        if isinstance(value, list) and key not in lists:
-            raise InputError(f"{place}: {key} {value}: expected one value, found a list.")
-        if value is None or value == []:
-            parser.set_defaults(**{key: value})
-            continue
-        words = _as_argv(key, value)
-        try:
-            parser.parse_known_args(words)
-        except InputError as error:
-            raise InputError(f"{place}: {str(error).removeprefix('--')}") from error
-        from_yaml += words
-
-    for word in argv:
-        name = word.split("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name not in (*known, "help") and name.removeprefix("no_") not in known:
-            raise InputError(f"unknown argument `--{name}`.{_nearest(name, known)}")
-        if word.startswith("--") and name.removeprefix("no_") in settled:
-            raise InputError(f"--{name}: has no effect here, where --sft_model's adapter is trained on. Leave it out.")
-    _, more = parser.parse_known_args(argv)
-    if more:
-        raise InputError(f"unexpected on the command line: {' '.join(more)}. Settings are given as `--name value`.")
-    try:
-        return parser.parse_args_into_dataclasses(args=from_yaml + argv, look_for_args_file=False)
-    except InputError:
-        raise
-    except (ValueError, TypeError) as error:  # from a config's own __post_init__: a value that does not fit others
-        raise InputError(str(error)) from error

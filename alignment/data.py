@@ -21,7 +21,8 @@ from alignment.run import is_main_process, say
 EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
 HELD_OUT = ("eval", "dev", "validation", "valid", "val")  # a test file is not for choosing a checkpoint
 SPLIT_STEMS = {"train": ("train",), "held_out": HELD_OUT, "eval": (*HELD_OUT, "test")}
-HUB_SPLITS = {"train": ("train",), "eval": ("validation", "valid", "val", "dev", "test")}
+HUB_HELD_OUT = ("validation", "valid", "val", "dev")
+HUB_SPLITS = {"train": ("train",), "eval": (*HUB_HELD_OUT, "test")}
 SHOWN = 20  # names in a message
 _ON_ONE_LINE = re.compile(r".*(\\n|<br ?/?>|#\w+#\s*[:：].*#\w+#\s*[:：]).*", re.IGNORECASE)
 # How Python writes a list, or nothing, into a cell; a chat export may well begin with [name] [time].
@@ -262,20 +263,39 @@ def _find_rows(
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
         cure = """say which of these holds which field, for example --columns '{"dialogue": "text"}'"""
         cure = cure if "dialogue" in keys else "rename the ones that are meant"
+        if "dialogue" in keys and not known.isdisjoint(keys["dialogue"]) and known.isdisjoint(keys["references"]):
+            cure = (
+                """training and scoring need summaries; say what holds them, --columns '{"references": "text"}', or """
+            )
+            cure += "have them written: recipes/summarize.py"
         cure += f", or add a column {keys['id'][-1]}" if "id" in needed and known.isdisjoint(keys["id"]) else ""
         there = listed([*present][:SHOWN]) + (f" and {len(present) - SHOWN} more" if len(present) > SHOWN else "")
         raise InputError(f"{source}: no column or key {listed(missing)}; there are {there}; {cure}")
     return source, rows
 
 
-def _hub_rows(name: str, split: str) -> list[Any]:
+def hub_holds_out(path: str | Path) -> bool:
+    """Whether this is a Hub data set with a split to hold out.
+
+    Raises:
+        InputError: It is not loaded.
+    """
+    of_hub = _is_hub_name(path) and not _place(path).exists()
+    return of_hub and any(split in HUB_HELD_OUT for split in _hub_splits(str(path)))
+
+
+def _hub_splits(name: str) -> Any:
     try:
         from datasets import load_dataset  # seconds to import, and only Hub data needs it
 
-        splits = load_dataset(name)
+        return load_dataset(name)
     except Exception as error:  # the Hub's clients raise half a dozen unrelated types for "not reachable"
         cure = "without a connection, download it elsewhere as CSV or JSON lines and give the path of that file"
         raise InputError(f"{name}: not loaded from the Hub ({type(error).__name__}: {error}); {cure}") from error
+
+
+def _hub_rows(name: str, split: str) -> list[Any]:
+    splits = _hub_splits(name)
     for candidate in HUB_SPLITS[split]:
         if candidate in splits:
             return list(splits[candidate])

@@ -58,8 +58,8 @@ def launch(main: Callable[[], None], shards: bool = True) -> None:
     except torch.OutOfMemoryError as error:
         _tell(
             f"error: out of memory: {error}. When generating, lower --batch_size (reward.py: --sample_batch_size, "
-            "ppo.py: --generation_batch_size). When training, go on with --resume_from_checkpoint true and a lower "
-            "--per_device_eval_batch_size or, but for ppo.py, --gradient_checkpointing true; or start anew with a "
+            "ppo.py: --generation_batch_size). When training, go on with --resume_from_checkpoint true and, but for "
+            "ppo.py, a lower --per_device_eval_batch_size or --gradient_checkpointing true; or start anew with a "
             "lower --per_device_train_batch_size and more --gradient_accumulation_steps, --load_in_4bit true (but for "
             "baseline.py), a lower --max_length, or for ppo.py --gradient_checkpointing true --reread_prompts true."
         )

@@ -216,9 +216,11 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
 
 def _not_loaded(name: str, error: Exception) -> InputError:
     first_line = str(error).strip().splitlines()[0]
+    told = f"The model {name} cannot be loaded: {first_line}"
+    if name == embedded.NAME or Path(name).is_dir():
+        return InputError(told)
     return InputError(
-        f"The model {name} cannot be loaded: {first_line} "
-        "Check the name, log in with `hf auth login` if it is gated, or download it where there is a connection "
+        f"{told} Check the name, log in with `hf auth login` if it is gated, or download it where there is a connection "
         f"(`hf download {name} --local-dir FOLDER`) and give the folder."
     )
 

@@ -44,6 +44,8 @@ LANGUAGE_CODES = {"ko": "ko_KR", "en": "en_XX"}  # mBART's
 class BaselineArguments(TrainerArguments, Seq2SeqTrainingArguments):
     """transformers' `Seq2SeqTrainingArguments` with the settings usual for KoBART on dialogues."""
 
+    MEASURES = ("loss", "rouge")
+
     output_dir: str | None = field(default="runs/baseline", metadata={"help": "Where the model is written."})
     source_prefix: str = field(default="", metadata={"help": 'Put before each dialogue, for T5: "summarize: ".'})
     special_tokens: bool = field(

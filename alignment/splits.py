@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from alignment.arguments import DataArguments
-from alignment.data import Record, Rejected, find_split, load_records
+from alignment.data import Record, Rejected, find_split, hub_holds_out, load_records
 from alignment.errors import InputError
 from alignment.run import say
 
@@ -33,7 +33,7 @@ def hold_out(
 def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[Record]], list[Rejected]]:
     """Reads what the arguments name into (to train on, held out), and the bad rows of both.
 
-    Held out are `eval_dataset_path`, or a folder's eval file (not its test file), or else a tenth of the data; whole,
+    Held out are `eval_dataset_path`, or a folder's eval file or a Hub data set's validation split (not its test), or else a tenth of the data; whole,
     whatever the most, so that none of them is trained on with another limit.
     """
     held_out, beyond, more = _own_held_out(args)
@@ -73,6 +73,8 @@ def load_eval(args: DataArguments) -> tuple[list[Record], list[Rejected]]:
 def _own_held_out(args: DataArguments) -> tuple[list[Record], list[Record], list[Rejected]]:
     """The held-out rows that are asked for, all that can be read, and the bad ones among the first."""
     path = args.eval_dataset_path or find_split(args.dataset_path, "held_out")
+    if not path and hub_holds_out(args.dataset_path):
+        path = args.dataset_path
     if not path:
         return [], [], []
     held_out, rejected = load_records(path, split="eval", max_rows=args.max_eval_rows, **_options(args))

@@ -15,10 +15,11 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from alignment import data, dialogue, models, run, splits
-from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.held_out import HeldOut
 from alignment.launch import launch
+from alignment.parser import CONFIGS, parse
 from alignment.seq2seq import (
     BaselineArguments,
     encode_examples,

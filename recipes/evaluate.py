@@ -18,12 +18,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, run, splits
-from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
+from alignment import data, journal, run, splits
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding, decoding_grid
-from alignment.journal import left_behind
 from alignment.launch import launch
+from alignment.parser import parse
 from alignment.progress import show_table
 from alignment.submission import fill_empty, write_submission
 from reward.choice import select
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{flag} {unknown[0]}: expected some of {', '.join(PROFILES)}.")
     output = Path(args.output_dir)
     if args.compare:
-        overwrite = args.overwrite_output_dir or left_behind(output / "submission")  # killed as it wrote the submission
+        overwrite = args.overwrite_output_dir or journal.left_behind(output / "submission")  # a kill's
         run.refuse_existing([output / name for name in ("report.html", "best", "submission.csv")], overwrite)
         compare(args, data_args, output)
         return

@@ -17,10 +17,11 @@ import torch
 from peft import PeftModel
 
 from alignment import dialogue, models, run, splits
-from alignment.arguments import DataArguments, ModelArguments, SFTArguments, parse
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.head import supervised_log_probs
 from alignment.launch import launch
+from alignment.parser import parse
 
 DIALOGUES = 8
 
@@ -36,7 +37,7 @@ class MergeArguments:
 
 def main(argv: list[str] | None = None) -> None:
     classes = (MergeArguments, ModelArguments, DataArguments)
-    args, model_args, data_args = parse(classes, argv, passed_over=(SFTArguments,))
+    args, model_args, data_args = parse(classes, argv, passed_over=(SFTArguments, PromptArguments))
     output = Path(args.output_dir)
     base = models.base_of(args.model)
     models.check_adapter(args.model, base or model_args.model_name_or_path, "--model")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, dialogue, models, run, splits
-from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, RewardArguments, parse
+from alignment import data, dialogue, formats, models, run, splits
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RewardArguments
 from alignment.errors import InputError
-from alignment.formats import write_rows
 from alignment.generation import Decoding
 from alignment.launch import launch
+from alignment.parser import CONFIGS, parse
 from alignment.progress import reset_peak_memory
 from alignment.summarizer import Summarizer
 from reward import candidates, pairs
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     keep = (output / "model").exists() and not args.overwrite_output_dir  # what it was trained on
     labels = {split: label_candidates(made[split], records[split], label_args, ratings) for split in SPLITS}
     for split in SPLITS:
-        write_rows(map(asdict, labels[split]), folder / f"{split}.labels.jsonl", keep)
+        formats.write_rows(map(asdict, labels[split]), folder / f"{split}.labels.jsonl", keep)
     if args.stage == "label":
         show_examples(labels["train"])
         return
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     compared = {split: pairs.make_pairs(labels[split], label_args, human) for split in SPLITS}
     for split in SPLITS:
         prompts = {record.id: dialogue.prompt_for(record, **prompting) for record in records[split]}
-        write_rows(pairs.as_rows(compared[split], prompts), folder / f"{split}.pairs.jsonl", keep)
+        formats.write_rows(pairs.as_rows(compared[split], prompts), folder / f"{split}.pairs.jsonl", keep)
     pairs.show_counts(compared["train"])
     if args.stage == "pair":
         return

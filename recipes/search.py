@@ -18,9 +18,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from accelerate import PartialState
 
 from alignment import data, dialogue, models, run, splits
-from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, parse
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.launch import launch
+from alignment.parser import CONFIGS, parse
 from alignment.search_space import (
     DIRECTIONS,
     SearchArguments,

@@ -17,9 +17,10 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from alignment import data, dialogue, models, run, splits
-from alignment.arguments import CONFIGS, DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.launch import launch
+from alignment.parser import CONFIGS, parse
 from alignment.progress import reset_peak_memory
 from alignment.sft import check_goes_on, encode, make_trainer
 from reward.rouge import PROFILES, rouge

@@ -21,11 +21,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from accelerate.utils import broadcast_object_list
 
 from alignment import data, run
-from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RowArguments, SFTArguments, parse
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RowArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.formats import is_plain_text, read_text
 from alignment.generation import Decoding
 from alignment.launch import launch
+from alignment.parser import parse
 from alignment.submission import fill_empty, write_lines, write_submission
 from reward.postprocess import mend
 from reward.system import System, SystemArguments

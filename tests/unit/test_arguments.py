@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RewardArguments, SFTArguments, parse
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RewardArguments, SFTArguments
 from alignment.errors import InputError
+from alignment.parser import parse
 from reward.labels import LabelArguments
 
 CLASSES = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
@@ -251,7 +252,8 @@ def refusal_of_reward(*argv):
 
 
 def test_settings_of_fine_tuning_are_passed_over(config):
-    given = of_reward("--config", config("learning_rate: 1\noutput_dir: mine\nphases: '1'\nrouge_eval_rows: 3"))
+    text = "learning_rate: 1\noutput_dir: mine\nphases: '1'\nrouge_eval_rows: 3\nreward:"
+    given = of_reward("--config", config(text))
     assert (given["learning_rate"], given["output_dir"]) == (5e-4, "runs/reward")
 
 
@@ -307,12 +309,63 @@ def test_a_section_that_is_no_mapping_is_refused(config, text, found):
 
 @pytest.mark.parametrize("word", ["--lora_r=8", "--use_dora", "--no_use_peft", "--lora-dropout"])
 def test_what_the_adapter_has_settled_is_refused_on_the_command_line(word):
-    assert "has no effect here, where --sft_model's adapter is trained on" in refusal_of_reward(word, "0")
+    assert "has no effect in this recipe. Leave it out." in refusal_of_reward(word, "0")
 
 
 def test_what_the_adapter_has_settled_is_refused_in_the_section(config):
     message = refusal_of_reward("--config", config("lora_r: 4\nreward:\n  lora_alpha: 8"))
-    assert "run.yaml: reward: lora_alpha has no effect, where --sft_model's adapter" in message
+    assert "run.yaml: reward: lora_alpha has no effect in this recipe" in message
+
+
+def test_settings_of_fine_tuning_are_not_taken_for_those_of_a_recipe_with_a_part_of_its_own(config):
+    message = refusal_of_reward("--config", config("learning_rate: 1\nsamples: 3\nphases: '1'"))
+    assert "run.yaml: learning_rate: what stands above all parts is for fine-tuning" in message
+    assert "in a part of its own, `reward:`, which may be empty" in message
+
+
+def test_a_key_that_comes_twice_is_refused(config):
+    assert "lora_r comes twice" in refusal("--config", config("lora_r: 16\nseed: 1\nlora_r: 32"))
+
+
+def test_a_word_that_yaml_takes_for_a_boolean_is_told_of(config):
+    message = refusal("--config", config("eval_strategy: no"))
+    assert "run.yaml: eval_strategy: YAML takes an unquoted yes or no for true or false. Write it in quotes." in message
+
+
+@pytest.mark.parametrize(
+    ("word", "nearest"),
+    [
+        ("--model", "model_name_or_path"), ("--dataset", "dataset_path"), ("--lora_rank", "lora_r"),
+        ("--torch_dtype", "dtype"), ("--template", "prompt_form"),
+    ],
+)  # fmt: skip
+def test_the_nearest_name_is_one_with_an_effect(word, nearest):
+    assert f"Did you mean `{nearest}`?" in refusal(word, "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--seed -1", "--seed -1: expected 0 or more."),
+        ("--learning_rate -1", "--learning_rate -1.0: expected 0 or more."),
+        ("--learning_rate nan", "--learning_rate nan: expected 0 or more."),
+        ("--per_device_train_batch_size 0", "--per_device_train_batch_size 0: expected 1 or more."),
+        ("--per_device_eval_batch_size 0", "--per_device_eval_batch_size 0: expected 1 or more."),
+        ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps 0: expected 1 or more."),
+        ("--num_train_epochs 0", "--num_train_epochs 0.0: expected more than 0."),
+        ("--phase2_epochs -1", "--phase2_epochs -1.0: expected more than 0."),
+        ("--rouge_eval_rows -1", "--rouge_eval_rows -1: expected 0 or more."),
+        ("--metric_for_best_model eval_foo", "--metric_for_best_model eval_foo: expected eval_loss or eval_rouge."),
+        ("--lora_r 0", "--lora_r 0, --lora_alpha 32, --lora_dropout 0.1: expected two numbers of 1 or more"),
+        ("--lora_dropout 2", "--lora_dropout 2.0: expected two numbers of 1 or more, and a share below 1."),
+        ("--bnb_4bit_quant_storage foo", "--bnb_4bit_quant_storage foo: expected uint8, float16"),
+        ("--train_sampling_strategy batch_rebalanced", "--train_sampling_strategy: invalid choice"),
+        ("--packing_strategy wrapped", "--packing_strategy: has no effect here"),
+        ("--deepspeed zero3", "deepspeed"),
+    ],
+)
+def test_a_value_out_of_range_is_told_before_anything_is_done(words, says):
+    assert says in refusal(*words.split())
 
 
 def test_fine_tuning_ignores_the_section(config):

@@ -6,14 +6,14 @@ import pytest
 import yaml
 
 from alignment.arguments import (
-    CONFIGS,
     DataArguments,
     ModelArguments,
     PromptArguments,
     RewardArguments,
     SFTArguments,
-    parse,
 )
+from alignment.errors import InputError
+from alignment.parser import CONFIGS, parse
 from alignment.ppo.config import PPOArguments
 from alignment.seq2seq import BaselineArguments
 from reward.labels import LabelArguments
@@ -94,10 +94,9 @@ def test_other_recipes_see_nothing_in_it_but_the_model(file):
 
 
 @each_file
-def test_the_baseline_recipe_sees_nothing_but_the_model_in_a_yaml_of_a_decoder(file):
-    model, _, baseline = parse_for_baseline(["--config", str(file)])
-    assert model.model_name_or_path == yaml.safe_load(file.read_text("utf-8"))["model_name_or_path"]
-    assert (baseline.output_dir, baseline.max_length) == (BaselineArguments.output_dir, BaselineArguments.max_length)
+def test_the_baseline_recipe_takes_no_yaml_of_a_decoder(file):
+    with pytest.raises(InputError, match="Put this recipe's settings in a part of its own, `baseline:`"):
+        parse_for_baseline(["--config", str(file)])
 
 
 @every_file

@@ -9,8 +9,9 @@ import optuna
 import pytest
 import yaml
 
-from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments, parse
+from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
+from alignment.parser import parse
 from alignment.search_space import SearchArguments, SearchSpace, refuse_fixed, settings_for_sft, settings_of_study
 
 CLASSES = (ModelArguments, DataArguments, PromptArguments, SearchArguments)

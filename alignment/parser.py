@@ -1,0 +1,189 @@
+"""The command line and a YAML into the dataclasses of arguments.py: default < YAML < command line, and strict."""
+
+import difflib
+import json
+import re
+import sys
+from pathlib import Path
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_type_hints
+
+import yaml
+from trl import TrlParser
+
+from alignment.arguments import OF_ADAPTER, WITHOUT_EFFECT, SFTArguments
+from alignment.errors import InputError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
+# The part of a YAML that is one recipe's own, and what that recipe knows by its classes but does not read.
+SECTIONS: dict[str, set[str]] = {
+    "reward": OF_ADAPTER | {"label_smoothing_factor"},
+    "ppo": OF_ADAPTER | {
+        "activation_checkpointing", "include_num_input_tokens_seen", "label_smoothing_factor", "length_column_name",
+        "max_length_ratio", "min_margin", "neftune_noise_alpha", "per_device_eval_batch_size", "ratings_weight",
+        "train_sampling_strategy",
+    },
+    "search": {"metric_for_best_model", "phases"},
+    "baseline": set(),
+}  # fmt: skip
+OF_USE = OF_ADAPTER | {"max_train_rows"}  # which recipes that use a model do not read
+# What other trainers call some settings, and what these have been called.
+ALIASES = {"lora_rank": "lora_r", "torch_dtype": "dtype", "template": "prompt_form", "model": "model_name_or_path"}
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            raise yaml.constructor.ConstructorError(problem=f"{twice[0]} comes twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        # "argument --lora_r/--lora-r: invalid int value: '5.5'" -> "--lora_r '5.5': expected int."
+        message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
+        raise InputError(re.sub(r": invalid (\w+) value: (.*)", r" \2: expected \1.", message))
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """The nearest of the names that have an effect, as the end of a message."""
+    alias = [ALIASES[key]] if ALIASES.get(key) in known else []
+    best = alias or [name for name in known if name.startswith(key)]
+    best = best or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    return f" Did you mean `{best[0]}`?" if best else " --help lists all."
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
+        raise InputError(f"--config {path}: no such file. Shipped in {CONFIGS}: {shipped}.")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise InputError(f"{path}: expected lines of `key: value`, found {found}.")
+    return content
+
+
+def _fields(cls: Any) -> set[str]:
+    return set(cls.__dataclass_fields__)
+
+
+def _as_argv(key: str, value: Any) -> list[str]:
+    """A YAML value as it would stand on the command line, so that both are checked by the same rules."""
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _without_config(argv: list[str], default: Path | None) -> tuple[list[str], Path | None]:
+    """The command line without `--config FILE`, and that file, or the default where a model is not named either."""
+    for word in argv:
+        if word.startswith("--config="):
+            raise InputError(f"{word}: write `--config {word.removeprefix('--config=')}`, with a space.")
+    if "--config" not in argv:
+        names_model = any(re.match("--model[_-]name[_-]or[_-]path(=|$)", word) for word in argv)
+        return argv, None if names_model else default
+    index = argv.index("--config")
+    rest = argv[:index] + argv[index + 2 :]
+    if index + 1 == len(argv) or argv[index + 1].startswith("--"):
+        raise InputError("--config: expected the path of a YAML file after it.")
+    if "--config" in rest:
+        raise InputError("--config: given twice; expected one YAML file. Put what differs on the command line.")
+    return rest, Path(argv[index + 1])
+
+
+def parse(
+    classes: tuple[Any, ...],
+    argv: list[str] | None = None,
+    default_config: Path | None = None,
+    passed_over: tuple[Any, ...] = (),
+    section: str | None = None,
+) -> tuple:
+    """Parses `--config FILE` and flags into the dataclasses, with default < YAML < command line.
+
+    Args:
+        classes: One dataclass for each value returned.
+        passed_over: Their fields in the YAML are not read here, `output_dir` included, except those of a class that is
+            asked for itself: one file serves the recipes that train and those that use a model.
+        section: The recipe's own part of the YAML, of `SECTIONS`, where its settings stand; those above it are for
+            fine-tuning, and `SFTArguments` are passed over, or all but `output_dir` read where a class is made of them.
+        argv: The command line without the program, by default `sys.argv[1:]`.
+        default_config: Read when neither `--config` nor `--model_name_or_path` is given.
+
+    Raises:
+        InputError: An unknown or abbreviated name, one without effect, a wrong type or value, `--config=FILE`, a file
+            that is no YAML.
+    """
+    argv, config = _without_config(list(sys.argv[1:] if argv is None else argv), default_config)
+    parser = _Parser(classes, allow_abbrev=False)
+    lists = {action.dest for action in parser._actions if action.nargs == "+"}
+    known = sorted({action.dest for action in parser._actions if action.dest != "help"})
+    hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
+    nullable = {name for name, hint in hints.items() if NoneType in get_args(hint)}
+    for action in parser._actions:
+        if hints.get(action.dest) == bool | None and action.nargs is None:
+            action.nargs, action.const = "?", True  # --flag alone means true, as for every other boolean
+
+    passed_over = (*passed_over, SFTArguments) if section else passed_over
+    content = _read_yaml(config) if config is not None else {}
+    sections = {name: content.pop(name) for name in SECTIONS if name in content}
+    for name, own in sections.items():
+        if own is not None and not isinstance(own, dict):
+            raise InputError(f"{config}: {name}: expected indented lines of `key: value` under it, found {own!r:.50}.")
+    own = sections.get(section or "") or {}
+
+    from_yaml: list[str] = []
+    asked_for = [cls for cls in classes if any(issubclass(o, cls) or issubclass(cls, o) for o in passed_over)]
+    read = {name for cls in asked_for for name in _fields(cls)} - ({"output_dir"} if section else set())
+    others = {name for cls in passed_over for name in _fields(cls)} - read
+    where = dict.fromkeys(own, f"{config}: {section}")
+    unread = SECTIONS[section] if section else OF_USE if passed_over else set()
+    helpful = [name for name in known if name not in unread | WITHOUT_EFFECT]
+    dropped = [key for key in content if key in others and key in known]
+    if dropped and section not in (None, "search") and section not in sections:
+        raise InputError(
+            f"{config}: {', '.join(dropped)}: what stands above all parts is for fine-tuning, and not read here. Put "
+            f"this recipe's settings in a part of its own, `{section}:`, which may be empty."
+        )
+    for key, value in ({key: value for key, value in content.items() if key not in others} | own).items():
+        place = where.get(key, str(config))
+        if key not in known:
+            raise InputError(f"{place}: unknown key `{key}`.{_nearest(str(key), helpful)}")
+        if key in own and key in unread:
+            raise InputError(f"{place}: {key} has no effect in this recipe. Leave it out.")
+        kinds = get_args(hints[key]) or (hints[key],)
+        if isinstance(value, bool) and str in kinds and bool not in kinds:
+            raise InputError(f"{place}: {key}: YAML takes an unquoted yes or no for true or false. Write it in quotes.")
+        if value is None and key not in nullable:
+            raise InputError(f"{place}: {key} has no value. Give one, or leave the line out for the default.")
+        if isinstance(value, list) and key not in lists:
+            raise InputError(f"{place}: {key} {value}: expected one value, found a list.")
+        if value is None or value == []:
+            parser.set_defaults(**{key: value})
+            continue
+        words = _as_argv(key, value)
+        try:
+            parser.parse_known_args(words)
+        except InputError as error:
+            raise InputError(f"{place}: {str(error).removeprefix('--')}") from error
+        from_yaml += words
+
+    for word in argv:
+        name = word.split("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name not in (*known, "help") and name.removeprefix("no_") not in known:
+            raise InputError(f"unknown argument `--{name}`.{_nearest(name, helpful)}")
+        if word.startswith("--") and name.removeprefix("no_") in unread:
+            raise InputError(f"--{name}: has no effect in this recipe. Leave it out.")
+    _, more = parser.parse_known_args(argv)
+    if more:
+        raise InputError(f"unexpected on the command line: {' '.join(more)}. Settings are given as `--name value`.")
+    try:
+        return parser.parse_args_into_dataclasses(args=from_yaml + argv, look_for_args_file=False)
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:  # a config's own: a value that does not fit, a package
+        raise InputError(str(error)) from error
