@@ -269,7 +269,11 @@ class RewardArguments(TrainerArguments, RewardConfig):
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs."})
     train_sampling_strategy: str = field(
-        default="random", metadata={"help": "Order of the data; random: each micro-batch has as many dialogues."}
+        default="random",
+        metadata={
+            "help": "Order of the data; random: each micro-batch has as many dialogues.",
+            "choices": ["random", "sequential"],
+        },
     )
     max_length: int | None = field(default=1024, metadata={"help": "Prompt and summary, in tokens, at most."})
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "eval_loss or eval_accuracy."})

@@ -263,11 +263,9 @@ def _find_rows(
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
         cure = """say which of these holds which field, for example --columns '{"dialogue": "text"}'"""
         cure = cure if "dialogue" in keys else "rename the ones that are meant"
-        if "dialogue" in keys and not known.isdisjoint(keys["dialogue"]) and known.isdisjoint(keys["references"]):
-            cure = (
-                """training and scoring need summaries; say what holds them, --columns '{"references": "text"}', or """
-            )
-            cure += "have them written: recipes/summarize.py"
+        if "references" in needed and not known.isdisjoint(keys["dialogue"]) and known.isdisjoint(keys["references"]):
+            cure = """training and scoring need summaries: say what holds them, --columns '{"references": "text"}'"""
+            cure += ", or have them written by recipes/summarize.py"
         cure += f", or add a column {keys['id'][-1]}" if "id" in needed and known.isdisjoint(keys["id"]) else ""
         there = listed([*present][:SHOWN]) + (f" and {len(present) - SHOWN} more" if len(present) > SHOWN else "")
         raise InputError(f"{source}: no column or key {listed(missing)}; there are {there}; {cure}")

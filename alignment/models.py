@@ -220,8 +220,8 @@ def _not_loaded(name: str, error: Exception) -> InputError:
     if name == embedded.NAME or Path(name).is_dir():
         return InputError(told)
     return InputError(
-        f"{told} Check the name, log in with `hf auth login` if it is gated, or download it where there is a connection "
-        f"(`hf download {name} --local-dir FOLDER`) and give the folder."
+        f"{told} Check the name, log in with `hf auth login` if it is gated, or download it where there is a "
+        f"connection (`hf download {name} --local-dir FOLDER`) and give the folder."
     )
 
 

@@ -33,8 +33,8 @@ def hold_out(
 def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[Record]], list[Rejected]]:
     """Reads what the arguments name into (to train on, held out), and the bad rows of both.
 
-    Held out are `eval_dataset_path`, or a folder's eval file or a Hub data set's validation split (not its test), or else a tenth of the data; whole,
-    whatever the most, so that none of them is trained on with another limit.
+    Held out are `eval_dataset_path`, or a folder's eval file or a Hub data set's validation split (not its test), or
+    else a tenth of the data; whole, whatever the most, so that none of them is trained on with another limit.
     """
     held_out, beyond, more = _own_held_out(args)
     most = args.max_train_rows if held_out else None

@@ -307,7 +307,9 @@ def test_a_section_that_is_no_mapping_is_refused(config, text, found):
     assert f"run.yaml: reward: expected indented lines of `key: value` under it, found {found}" in message
 
 
-@pytest.mark.parametrize("word", ["--lora_r=8", "--use_dora", "--no_use_peft", "--lora-dropout"])
+@pytest.mark.parametrize(
+    "word", ["--lora_r=8", "--use_dora", "--no_use_peft", "--lora-dropout", "--label_smoothing_factor"]
+)
 def test_what_the_adapter_has_settled_is_refused_on_the_command_line(word):
     assert "has no effect in this recipe. Leave it out." in refusal_of_reward(word, "0")
 
@@ -379,6 +381,8 @@ def test_fine_tuning_ignores_the_section(config):
     [
         (["--stage", "ppo"], "--stage ppo: expected one of sample, label, pair, train, report."),
         (["--samples", "-1"], "--samples -1: expected 0 or more."),
+        (["--sample_batch_size", "0"], "--sample_batch_size 0: expected 1 or more."),
+        (["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy: invalid choice"),
         (["--temperatures", "0.7", "0"], "--temperatures [0.7, 0.0]: expected numbers above 0"),
         (["--min_accuracy", "65"], "--min_accuracy 65.0: expected a share from 0 to 1."),
         (["--trust_remote_code", "true"], "--trust_remote_code: no code"),

@@ -16,6 +16,7 @@ from alignment.errors import InputError
 from alignment.parser import CONFIGS, parse
 from alignment.ppo.config import PPOArguments
 from alignment.seq2seq import BaselineArguments
+from recipes import merge
 from reward.labels import LabelArguments
 
 CLASSES = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
@@ -91,6 +92,12 @@ def test_other_recipes_see_nothing_in_it_but_the_model(file):
     plain = parse(CLASSES, ["--model_name_or_path", own[0].model_name_or_path])
     assert [vars(one) for one in own[:3]] == [vars(one) for one in plain[:3]]
     assert (own[3].output_dir, own[3].learning_rate) == (SFTArguments.output_dir, SFTArguments.learning_rate)
+
+
+@each_file
+def test_the_merge_recipe_takes_the_same_yaml(file, tmp_path):
+    with pytest.raises(InputError, match=f"--model {tmp_path}: no adapter"):
+        merge.main(["--config", str(file), "--model", str(tmp_path)])
 
 
 @each_file

@@ -7,16 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 
+from alignment.arguments import DataArguments
 from alignment.data import (
     Record,
     Rejected,
     find_split,
     fingerprint,
+    hub_holds_out,
     load_records,
     read_predictions,
     write_rejected,
 )
 from alignment.errors import InputError
+from alignment.splits import load_train_and_eval
 
 HELLO = "#Person1#: 안녕하세요.\n#Person2#: 네, 반가워요."
 
@@ -318,6 +321,12 @@ def test_missing_references_column_matters_only_where_references_are_needed(writ
     assert "no column or key references or summaries or summary" in fault_of(path, need_references=True)
 
 
+def test_dialogues_without_summaries_are_told_what_to_do(write):
+    path = write("fname,dialogue\na,A: x\n")
+    telling = """training and scoring need summaries: say what holds them, --columns '{"references": "text"}'"""
+    assert telling in fault_of(path, need_references=True)
+
+
 def test_a_mapped_column_that_is_missing(write):
     assert "no column or key text; there are fname, dialogue" in fault_of(write([row()]), columns={"dialogue": "text"})
 
@@ -519,6 +528,16 @@ def test_hub_data_set_with_columns(hub):
     hub["train"] = [{"uid": 1, "text": "A: x", "abstract": "s", "fname": None}]
     columns = {"id": "uid", "dialogue": "text", "references": "abstract"}
     assert load_records("owner/name", columns=columns)[0] == [Record("1", "A: x", ("s",))]
+
+
+def test_the_validation_split_of_a_hub_data_set_is_held_out(hub):
+    of_split = {"train": "ab", "test": "t", "validation": "v"}
+    rows = {split: [row(name, f"A: {name}", summary="s") for name in names] for split, names in of_split.items()}
+    hub.update(train=rows["train"], test=rows["test"])
+    assert not hub_holds_out("owner/name")  # a test split is not for choosing a checkpoint
+    hub["validation"] = rows["validation"]
+    (train, held_out), _ = load_train_and_eval(DataArguments(dataset_path="owner/name"))
+    assert ([one.id for one in train], [one.id for one in held_out]) == (["a", "b"], ["v"])
 
 
 def test_hub_eval_prefers_validation_then_dev_then_test(hub):
