@@ -16,8 +16,9 @@ from alignment.errors import InputError
 # Fields of TRL's configs for work that its trainers do not do here: the examples come ready to them.
 WITHOUT_EFFECT = {
     "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_kwargs", "dataset_num_proc",
-    "dataset_text_field", "do_predict", "do_train", "eos_token", "eval_packing", "model_init_kwargs", "packing",
-    "packing_strategy", "pad_token", "padding_free", "shuffle_dataset", "truncation_mode",
+    "dataset_text_field", "ddp_backend", "ddp_timeout", "do_predict", "do_train", "eos_token", "eval_packing",
+    "model_init_kwargs", "packing", "packing_strategy", "pad_token", "padding_free", "shuffle_dataset",
+    "truncation_mode",
     "generation_config", "generation_max_length", "generation_num_beams", "predict_with_generate", "sortish_sampler",
 }  # fmt: skip
 # Fields of `ModelArguments` that an adapter which is trained further has settled.
@@ -128,7 +129,7 @@ class ModelArguments(ModelConfig):
     def __post_init__(self) -> None:
         if self.load_in_8bit and self.load_in_4bit:
             raise InputError("load_in_8bit and load_in_4bit: both are true. Set one of them to false.")
-        if self.lora_r < 1 or self.lora_alpha < 1 or not 0 <= self.lora_dropout < 1:
+        if self.use_peft and (self.lora_r < 1 or self.lora_alpha < 1 or not 0 <= self.lora_dropout < 1):
             raise InputError(
                 f"--lora_r {self.lora_r}, --lora_alpha {self.lora_alpha}, --lora_dropout {self.lora_dropout}: expected "
                 "two numbers of 1 or more, and a share below 1."
@@ -136,6 +137,16 @@ class ModelArguments(ModelConfig):
         if self.bnb_4bit_quant_storage not in (None, *STORED):
             raise InputError(f"--bnb_4bit_quant_storage {self.bnb_4bit_quant_storage}: expected {', '.join(STORED)}.")
         super().__post_init__()
+
+
+def check_epochs(name: str, epochs: float) -> None:
+    """Holds that something is trained, and that it ends.
+
+    Raises:
+        InputError: It is not so.
+    """
+    if not 0 < epochs < math.inf:
+        raise InputError(f"--{name} {epochs}: expected more than 0.")
 
 
 @dataclass
@@ -176,23 +187,24 @@ class TrainerArguments:
     )
 
     def __post_init__(self) -> None:
-        library = ("trl.", "transformers.training_args_seq2seq")
+        library = ("trl.", "transformers.training_args")
         theirs: Any = next((cls for cls in type(self).__mro__ if cls.__module__.startswith(library)), None)
         for name in WITHOUT_EFFECT & theirs.__dataclass_fields__.keys() if theirs else ():
             if getattr(self, name) != theirs.__dataclass_fields__[name].default:
                 raise InputError(f"--{name}: has no effect here, where data, prompts and loss are ours. Leave it out.")
         at_least = {
             "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
-            "seed": 0, "learning_rate": 0, "rouge_eval_rows": 0, "early_stopping_patience": 1,
+            "early_stopping_patience": 1, "learning_rate": 0, "phase2_learning_rate": 0, "rouge_eval_rows": 0,
+            "seed": 0,
         }  # fmt: skip
         for name, least in at_least.items():
-            if not least <= (value := getattr(self, name, least)) < math.inf:
+            value = getattr(self, name, least)
+            if value is not None and not least <= value < math.inf:
                 raise InputError(f"--{name} {value}: expected {least} or more.")
-        for name in ("num_train_epochs", "phase2_epochs"):
-            if getattr(self, name, 1) <= 0 and self.max_steps <= 0:  # type: ignore[attr-defined]
-                raise InputError(f"--{name} {getattr(self, name)}: expected more than 0.")
+        if self.max_steps <= 0:  # type: ignore[attr-defined]
+            check_epochs("num_train_epochs", self.num_train_epochs)  # type: ignore[attr-defined]
         chosen_by = str(self.metric_for_best_model).removeprefix("eval_")  # type: ignore[attr-defined]
-        if self.MEASURES and chosen_by not in self.MEASURES:
+        if self.MEASURES and chosen_by not in ("None", *self.MEASURES):
             expected = " or ".join(f"eval_{name}" for name in self.MEASURES)
             raise InputError(f"--metric_for_best_model {self.metric_for_best_model}: expected {expected}.")  # type: ignore[attr-defined]
         if getattr(self, "trust_remote_code", False):
@@ -230,8 +242,10 @@ class SFTArguments(TrainerArguments, SFTConfig):
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "eval_loss or eval_rouge."})
 
     def __post_init__(self) -> None:
-        if self.metric_for_best_model == "eval_rouge" and self.rouge_eval_rows < 1:
+        if self.metric_for_best_model in ("eval_rouge", "rouge") and self.rouge_eval_rows < 1:
             raise InputError("--metric_for_best_model eval_rouge: needs --rouge_eval_rows of 1 or more.")
+        if "2" in self.phases and self.max_steps <= 0:
+            check_epochs("phase2_epochs", self.phase2_epochs)
         super().__post_init__()
 
 

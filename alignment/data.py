@@ -4,9 +4,11 @@ A file's family is told by its content, never by its ending. A fault of the whol
 column) always stops the reading; a fault of one row stops it too, unless bad_rows is "skip".
 """
 
+import ast
 import difflib
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -16,17 +18,15 @@ from typing import Any
 
 from alignment.errors import InputError
 from alignment.formats import EXTENSIONS, file_rows, listed, write_rows
+from alignment.hub import HUB_HELD_OUT, hub_rows, hub_splits
 from alignment.run import is_main_process, say
 
 EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
 HELD_OUT = ("eval", "dev", "validation", "valid", "val")  # a test file is not for choosing a checkpoint
 SPLIT_STEMS = {"train": ("train",), "held_out": HELD_OUT, "eval": (*HELD_OUT, "test")}
-HUB_HELD_OUT = ("validation", "valid", "val", "dev")
-HUB_SPLITS = {"train": ("train",), "eval": (*HUB_HELD_OUT, "test")}
 SHOWN = 20  # names in a message
-_ON_ONE_LINE = re.compile(r".*(\\n|<br ?/?>|#\w+#\s*[:：].*#\w+#\s*[:：]).*", re.IGNORECASE)
-# How Python writes a list, or nothing, into a cell; a chat export may well begin with [name] [time].
-_NO_TEXT = re.compile(r"nan|None|\[\s*['\"{].*\]", re.IGNORECASE | re.DOTALL)
+_NO_BREAK = re.compile(r"\\n|<br ?/?>|#\w+#\s*[:：].*#\w+#\s*[:：]", re.IGNORECASE)
+_NOTHING = re.compile("nan|none", re.IGNORECASE)  # as Python writes it
 _NO_LETTER = re.compile("[\u200b\u2060\ufeff]|_x000D_(?=\n|\\Z)")  # blanks without width, and Excel's carriage return
 # Where each field of a record is looked for, first match first; `columns` puts the user's own name in their place.
 KEYS = {
@@ -106,7 +106,7 @@ def load_records(
         more = [f"  and {len(rejected) - 10} more"] if len(rejected) > 10 else []
         cure = "Correct them, or go on without them: --bad_rows skip" if bad_rows == "error" else "No good row is left"
         raise InputError("\n".join([f"{source}: {len(rejected)} bad of {len(rows)} rows", *shown, *more, cure]))
-    unbroken = sum(bool(_ON_ONE_LINE.fullmatch(record.dialogue)) for record in records)
+    unbroken = sum("\n" not in record.dialogue and bool(_NO_BREAK.search(record.dialogue)) for record in records)
     if unbroken * 2 > len(records):
         raise InputError(
             f"{source}: {unbroken} of {len(records)} dialogues have several turns on a line, with \\n, <br> or nothing "
@@ -227,10 +227,11 @@ def _keys(columns: dict[str, str] | None) -> dict[str, tuple[str, ...]]:
 def _place(path: str | Path) -> Path:
     try:
         place = EMBEDDED.get(str(path)) or Path(path).expanduser()
-        for file in [place, *(place.iterdir() if place.is_dir() else [])]:
-            file.exists()
-    except (OSError, RuntimeError) as error:  # no permission, a name that is too long, ~nobody
+        locked = place.is_dir() and not os.access(place, os.R_OK | os.X_OK)
+    except (OSError, RuntimeError) as error:  # no permission further up, a name that is too long, ~nobody
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if locked:
+        raise InputError(f"{path}: cannot be read: no permission to list the folder")
     return place
 
 
@@ -249,7 +250,7 @@ def _find_rows(
     if file.is_dir():
         there, wanted = listed(sorted(entry.name for entry in file.iterdir())), listed(SPLIT_STEMS[split])
         raise InputError(f"{file} holds {there}; expected for {split} one of {wanted}, ending in {listed(EXTENSIONS)}")
-    source, rows = (str(file), file_rows(file)) if file.is_file() else (str(path), _hub_rows(str(path), split))
+    source, rows = (str(file), file_rows(file)) if file.is_file() else (str(path), hub_rows(str(path), split))
     if not rows:
         raise InputError(f"{source}: no rows; expected at least one")
     known = {name for row in rows if isinstance(row, dict) for name in _flat(row)}
@@ -279,25 +280,7 @@ def hub_holds_out(path: str | Path) -> bool:
         InputError: It is not loaded.
     """
     of_hub = _is_hub_name(path) and not _place(path).exists()
-    return of_hub and any(split in HUB_HELD_OUT for split in _hub_splits(str(path)))
-
-
-def _hub_splits(name: str) -> Any:
-    try:
-        from datasets import load_dataset  # seconds to import, and only Hub data needs it
-
-        return load_dataset(name)
-    except Exception as error:  # the Hub's clients raise half a dozen unrelated types for "not reachable"
-        cure = "without a connection, download it elsewhere as CSV or JSON lines and give the path of that file"
-        raise InputError(f"{name}: not loaded from the Hub ({type(error).__name__}: {error}); {cure}") from error
-
-
-def _hub_rows(name: str, split: str) -> list[Any]:
-    splits = _hub_splits(name)
-    for candidate in HUB_SPLITS[split]:
-        if candidate in splits:
-            return list(splits[candidate])
-    raise InputError(f"{name}: no {split} split ({listed(HUB_SPLITS[split])}); the data set has {listed(splits)}")
+    return of_hub and any(split in HUB_HELD_OUT for split in hub_splits(str(path)))
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -337,17 +320,25 @@ def _record(fields: dict[str, Any], need_references: bool) -> Record:
     if isinstance(dialogue, list):
         dialogue = "\n".join(filter(None, (_turn(number, turn) for number, turn in enumerate(dialogue, 1))))
     dialogue = clean("dialogue", dialogue)
-    if not dialogue:
+    if not dialogue or _NOTHING.fullmatch(dialogue):
         raise InputError("empty dialogue")
     references = tuple(filter(None, (clean("reference", text) for text in _several(fields["references"]))))
-    for what, text in [("dialogue", dialogue), *(("reference", text) for text in references)]:
-        if _NO_TEXT.fullmatch(text):
-            cure = "expected text; several references go in columns summary1, summary2, or in JSON lines"
-            raise InputError(f"{what} is {text!r:.60}, as programs write a list or nothing: {cure}")
+    references = tuple(text for text in references if not _NOTHING.fullmatch(text))
+    if lists := [text for text in (dialogue, *(references if need_references else ())) if _is_list(text)]:
+        cure = "several references go in columns summary1, summary2, and turns in lines; or both in JSON lines"
+        raise InputError(f"{lists[0]!r:.60} is a list written as text: {cure}")
     if need_references and not references:
         raise InputError("no reference summary")
     topic = ", ".join(clean("topic", word) for word in _several(fields["topic"]))
     return Record(name, dialogue, references, topic)
+
+
+def _is_list(text: str) -> bool:
+    """Whether a text is a list as Python writes it; a chat export may well begin with [name] and end with [laughs]."""
+    try:
+        return text[:1] + text[-1:] == "[]" and isinstance(ast.literal_eval(text), list)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
 
 
 def _several(value: Any) -> list[Any]:
@@ -377,6 +368,8 @@ def identity(value: Any) -> str:
 
 def clean(what: str, value: Any) -> str:
     """The text composed (NFC), with newlines as line ends, and without blanks at their ends or around the whole.
+
+    Blanks without width, and what Excel writes for a carriage return, are left out.
 
     Raises:
         InputError: It is no text, or holds half of a surrogate pair.

@@ -105,8 +105,9 @@ class Shortened:
 def shorten(dialogue: str, fits: Callable[[str], bool]) -> str | None:
     """The dialogue less as few whole turns as it takes to fit, or None where not even the first turn fits.
 
-    Turns go from the middle outwards: openings say who speaks and why, endings what was agreed. But the longest after
-    the first go where that leaves more than twice as many, as with a text pasted into one.
+    Turns go from the middle outwards: openings say who speaks and why, endings what was agreed. But where a tenth of
+    them, the longest after the first, is as much as is too much, and that leaves more than twice as many, they go: as
+    with a text pasted into one.
     """
     turns = dialogue.split("\n")
     number = len(turns)
@@ -114,7 +115,8 @@ def shorten(dialogue: str, fits: Callable[[str], bool]) -> str | None:
     best = _most_that_fit(turns, list(dict.fromkeys(inwards)), fits)
     if 0 < len(best) < number / 2:
         by_length = _most_that_fit(turns, [0, *sorted(range(1, number), key=lambda i: len(turns[i]))], fits)
-        best = by_length if len(by_length) > 2 * len(best) else best
+        few = number - len(by_length) <= max(1, number // 10)
+        best = by_length if few and len(by_length) > 2 * len(best) else best
     return "\n".join(best) if best else None
 
 

@@ -75,7 +75,8 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
     if len(header) > 1 and re.search("[:：]", header[0]):  # such as `A: your name, id, and phone?`
         return True
     named = not columns.isdisjoint(name.strip(' "') for name in header)
-    if named or "," not in first_line or not rest or _CHAT.match(first_line):
+    sentence = not rest and re.search(r", |[.!?…]$", first_line)
+    if named or "," not in first_line or sentence or _CHAT.match(first_line):
         return not named
     with contextlib.suppress(InputError):
         _csv_rows(path, text)
@@ -164,7 +165,9 @@ def _csv_rows(path: Path, text: str) -> list[Any]:
     if repeated := sorted({name for name in header if name and header.count(name) > 1}):
         raise InputError(f"{path}: the header names {listed(repeated)} more than once; rename all but one")
     for start, fields in lines:
-        if fields == lines[0][1] and start > lines[0][0]:  # files that were put one after the other
+        if (
+            start > lines[0][0] and [name.strip("\ufeff ") for name in fields] == header
+        ):  # files that were put one after the other
             raise InputError(f"{path}: line {start}: the header comes again; delete that line")
         if len(fields) != len(header):
             cure = "put text with commas or line breaks in double quotes"

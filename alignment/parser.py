@@ -33,9 +33,11 @@ ALIASES = {"lora_rank": "lora_r", "torch_dtype": "dtype", "template": "prompt_fo
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
-            raise yaml.constructor.ConstructorError(problem=f"{twice[0]} comes twice", problem_mark=node.start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(problem=f"{key.value} comes twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -156,7 +158,7 @@ def parse(
         if key in own and key in unread:
             raise InputError(f"{place}: {key} has no effect in this recipe. Leave it out.")
         kinds = get_args(hints[key]) or (hints[key],)
-        if isinstance(value, bool) and str in kinds and bool not in kinds:
+        if isinstance(value, bool) and str in kinds and bool not in kinds and key != "resume_from_checkpoint":
             raise InputError(f"{place}: {key}: YAML takes an unquoted yes or no for true or false. Write it in quotes.")
         if value is None and key not in nullable:
             raise InputError(f"{place}: {key} has no value. Give one, or leave the line out for the default.")

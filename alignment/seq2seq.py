@@ -72,7 +72,7 @@ class BaselineArguments(TrainerArguments, Seq2SeqTrainingArguments):
         for name in ("max_length", "max_new_tokens", "num_beams"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more.")
-        if self.metric_for_best_model == "eval_rouge" and self.rouge_eval_rows < 1:
+        if self.metric_for_best_model in ("eval_rouge", "rouge") and self.rouge_eval_rows < 1:
             raise InputError("--metric_for_best_model eval_rouge: needs --rouge_eval_rows of 1 or more.")
         super().__post_init__()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
-from alignment.arguments import OF_ADAPTER, SFTArguments
+from alignment.arguments import OF_ADAPTER, ModelArguments, SFTArguments
 from alignment.data import Record
 from alignment.dialogue import (
     encode_example,
@@ -30,23 +30,25 @@ from alignment.errors import InputError
 from alignment.head import SCALES, loss_in_head
 from alignment.held_out import HeldOut, HeldOutRouge, SummaryBefore, mean_over_tokens
 from alignment.progress import TrainingProgress
+from alignment.run import settings_of
 from alignment.training import AdapterCheckpoints, add_callbacks, return_freed_memory
 
 
 def check_goes_on(settings: dict[str, Any], before: dict[str, Any]) -> None:
-    """Holds that phase 2 asks for an adapter as phase 1 made it, which it trains on.
+    """Holds that phase 2 asks for no other adapter than the one it trains on.
 
     Args:
-        before: The settings of phase 1.
+        before: The settings that this one was made with.
 
     Raises:
-        InputError: It asks for another.
+        InputError: It asks for another, which is neither that nor the default.
     """
+    defaults = settings_of(ModelArguments())
     for name in sorted(OF_ADAPTER & settings.keys() & before.keys()):
-        if settings[name] != before[name]:
+        if settings[name] not in (before[name], defaults[name]):
             raise InputError(
                 f"--{name} {settings[name]}: phase 1 was trained with {before[name]}, and phase 2 goes on from its "
-                "adapter. Leave it out, or begin with phase 1 in another --output_dir."
+                f"adapter. Give --{name} {before[name]}, or begin with phase 1 in another --output_dir."
             )
 
 

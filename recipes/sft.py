@@ -75,10 +75,10 @@ def start_phase(
         "prompt_form": prompt_args.prompt_form,
         "data": dict(zip(("train", "held_out"), map(data.summary, split), strict=True)),
     }
-    if phase == 2:
-        check_goes_on(settings, run.read_manifest(before)["settings"])
-        facts["starts_from"] = {path.name: digest(path) for path in sorted(before.glob("*.safetensors"))}
     folder = before.with_name(f"phase{phase}")
+    if phase == 2:
+        check_goes_on(settings, (run.read_manifest(folder) or run.read_manifest(before))["settings"])
+        facts["starts_from"] = {path.name: digest(path) for path in sorted(before.glob("*.safetensors"))}
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
     alone = "--phases 2 " if phase == 2 else ""  # or phase 1 would be trained again
     return run.Run.start(f"Phase {phase}", folder, settings, facts, *resume, f"{alone}--overwrite_output_dir true")

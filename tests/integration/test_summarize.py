@@ -104,6 +104,11 @@ def test_a_dialogue_with_blank_lines_between_its_turns_is_not_taken_for_many(run
         run("민수: 안녕\n\n지수: 응\n\n민수: 잘 가\n")
 
 
+def test_texts_of_one_line_are_summarised_one_by_one(run, capsys):
+    run("A: 내일은 휴강입니다.\n\u200b\nB: 점심은 김밥입니다.\n\n\u200b\n회의는 10:30에 시작했다.\n")
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 @pytest.mark.parametrize("content", [FIRST, FORMATS["json lines"]], ids=["text", "json lines"])
 def test_standard_input(content, run, capsys, monkeypatch):
     run(content)

@@ -326,7 +326,15 @@ def test_settings_of_fine_tuning_are_not_taken_for_those_of_a_recipe_with_a_part
 
 
 def test_a_key_that_comes_twice_is_refused(config):
-    assert "lora_r comes twice" in refusal("--config", config("lora_r: 16\nseed: 1\nlora_r: 32"))
+    message = refusal("--config", config("lora_r: 16\nseed: 1\nlora_r: 32"))
+    assert "lora_r comes twice" in message
+    assert "line 3, column 1" in message
+    assert settings("--config", config("<<: {lora_r: 8}\nlora_alpha: 9"))["lora_r"] == 8
+
+
+def test_settings_that_may_be_true_or_nothing(config):
+    assert settings("--config", config("resume_from_checkpoint: true"))["resume_from_checkpoint"] == "True"
+    assert settings("--phases", 1, "--phase2_epochs", 0)["phase2_epochs"] == 0
 
 
 def test_a_word_that_yaml_takes_for_a_boolean_is_told_of(config):
@@ -363,7 +371,10 @@ def test_the_nearest_name_is_one_with_an_effect(word, nearest):
         ("--bnb_4bit_quant_storage foo", "--bnb_4bit_quant_storage foo: expected uint8, float16"),
         ("--train_sampling_strategy batch_rebalanced", "--train_sampling_strategy: invalid choice"),
         ("--packing_strategy wrapped", "--packing_strategy: has no effect here"),
-        ("--deepspeed zero3", "deepspeed"),
+        ("--phase2_learning_rate nan", "--phase2_learning_rate nan: expected 0 or more."),
+        ("--num_train_epochs nan", "--num_train_epochs nan: expected more than 0."),
+        ("--metric_for_best_model rouge --rouge_eval_rows 0", "needs --rouge_eval_rows of 1 or more"),
+        ("--ddp_timeout 9", "--ddp_timeout: has no effect here"),
     ],
 )
 def test_a_value_out_of_range_is_told_before_anything_is_done(words, says):

@@ -242,6 +242,12 @@ def test_a_text_pasted_into_a_turn_goes_instead_of_most_turns(place):
     assert kept == [turn for turn in talk if len(turn) < 100]
 
 
+def test_short_answers_are_not_kept_instead_of_what_is_said():
+    talk = [line for i in range(200) for line in (f"상담사: {i}번째 절차를 설명해 드리겠습니다.", "고객: 네.")]
+    kept = shorten("\n".join(talk), lambda text: len(text) < 1500).split("\n")
+    assert kept == [*talk[: (len(kept) + 1) // 2], *talk[len(talk) - len(kept) // 2 :]]
+
+
 def test_shorten_gives_none_where_not_even_the_first_turn_fits():
     assert shorten(turns(5), lambda text: False) is None
 

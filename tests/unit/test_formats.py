@@ -98,6 +98,7 @@ def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tm
         ("민수\t안녕\n지원\t응\n", True),
         ("네; 알겠습니다\n그래; 가자\n", True),
         ("네, 알겠습니다.", True),
+        ("대화,요약", False),
         ("[2024-05-03, 3:21:05 PM] A: hi\n[2024-05-03, 3:22:05 PM] B: hello\n", True),
         ("5/3/24, 15:21 - A: hi\n5/3/24, 15:22 - B: hello, you\n", True),
         ("대화,요약\n안녕,인사\n", False),  # which column is which is asked then
@@ -128,7 +129,7 @@ def test_the_delimiter_is_what_the_header_has_most_of(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "telling"),
     [
-        ("id,dialogue\na,안녕\nid,dialogue\nb,응\n", "line 3: the header comes again; delete that line"),
+        ("id,dialogue\na,안녕\n\ufeffid, dialogue\nb,응\n", "line 3: the header comes again; delete that line"),
         ('{"id": ' + "9" * 5000 + "}", "JSON that cannot be read: Exceeds the limit"),
         ('{"a": ' * 50_000, "JSON that cannot be read"),
     ],
