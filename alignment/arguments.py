@@ -15,7 +15,7 @@ from alignment.errors import InputError
 
 # Fields of TRL's configs for work that its trainers do not do here: the examples come ready to them.
 WITHOUT_EFFECT = {
-    "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_kwargs", "dataset_num_proc",
+    "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_num_proc",
     "dataset_text_field", "ddp_backend", "ddp_timeout", "do_predict", "do_train", "eos_token", "eval_packing",
     "model_init_kwargs", "packing", "packing_strategy", "pad_token", "padding_free", "shuffle_dataset",
     "truncation_mode",

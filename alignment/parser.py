@@ -26,7 +26,8 @@ SECTIONS: dict[str, set[str]] = {
     "search": {"metric_for_best_model", "phases"},
     "baseline": set(),
 }  # fmt: skip
-OF_USE = OF_ADAPTER | {"max_train_rows"}  # which recipes that use a model do not read
+OF_SFT = {"dataset_kwargs", "lora_task_type"}  # what recipes/sft.py does not read
+OF_USE = OF_ADAPTER | {"max_train_rows"}  # nor those that use a model
 # What other trainers call some settings, and what these have been called.
 ALIASES = {"lora_rank": "lora_r", "torch_dtype": "dtype", "template": "prompt_form", "model": "model_name_or_path"}
 
@@ -143,7 +144,7 @@ def parse(
     read = {name for cls in asked_for for name in _fields(cls)} - ({"output_dir"} if section else set())
     others = {name for cls in passed_over for name in _fields(cls)} - read
     where = dict.fromkeys(own, f"{config}: {section}")
-    unread = SECTIONS[section] if section else OF_USE if passed_over else set()
+    unread = SECTIONS[section] if section else OF_USE if passed_over else OF_SFT
     helpful = [name for name in known if name not in unread | WITHOUT_EFFECT]
     dropped = [key for key in content if key in others and key in known]
     if dropped and section not in (None, "search") and section not in sections:

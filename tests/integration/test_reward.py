@@ -527,8 +527,8 @@ def test_a_margin_that_no_pair_reaches(flags: Flags, tmp_path: Path):
         ({"candidate": "요약", "rating": "good"}, ["rating 'good': expected a finite number"]),
         ({"candidate": "요약", "rating": 3}, ["every rating is 3"]),
         ({"summary": "요약", "rating": 3}, ["expected id,candidate,rating or id,chosen,rejected"]),
-        ({"candidate": None, "rating": 3}, ["row 1: expected texts, none empty"]),
-        ({"chosen": "요약", "rejected": None}, ["row 1: expected texts, none empty"]),
+        ({"candidate": None, "rating": 3}, ["row 1: no candidate"]),
+        ({"chosen": "요약", "rejected": None}, ["row 1: no rejected"]),
         ({"chosen": "요약", "rejected": "요약"}, ["row 1: expected texts, none empty and no two the same"]),
     ],
     ids=[

@@ -371,6 +371,7 @@ def test_the_nearest_name_is_one_with_an_effect(word, nearest):
         ("--bnb_4bit_quant_storage foo", "--bnb_4bit_quant_storage foo: expected uint8, float16"),
         ("--train_sampling_strategy batch_rebalanced", "--train_sampling_strategy: invalid choice"),
         ("--packing_strategy wrapped", "--packing_strategy: has no effect here"),
+        ("--dataset_kwargs {}", "--dataset_kwargs: has no effect in this recipe. Leave it out."),
         ("--phase2_learning_rate nan", "--phase2_learning_rate nan: expected 0 or more."),
         ("--num_train_epochs nan", "--num_train_epochs nan: expected more than 0."),
         ("--metric_for_best_model rouge --rouge_eval_rows 0", "needs --rouge_eval_rows of 1 or more"),
