@@ -28,7 +28,7 @@ SECTIONS: dict[str, set[str]] = {
 }  # fmt: skip
 OF_SFT = {"dataset_kwargs", "lora_task_type"}  # what recipes/sft.py does not read
 OF_USE = OF_ADAPTER | {"max_train_rows"}  # nor those that use a model
-# What other trainers call some settings, and what these have been called.
+# What other trainers and recipes call some settings.
 ALIASES = {"lora_rank": "lora_r", "torch_dtype": "dtype", "template": "prompt_form", "model": "model_name_or_path"}
 
 
@@ -36,9 +36,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(problem=f"{key.value} comes twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
+            name = str(key.value)
+            if name in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(problem=f"{name} comes twice", problem_mark=key.start_mark)
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -51,9 +52,11 @@ class _Parser(TrlParser):
 
 def _nearest(key: str, known: list[str]) -> str:
     """The nearest of the names that have an effect, as the end of a message."""
-    alias = [ALIASES[key]] if ALIASES.get(key) in known else []
-    best = alias or [name for name in known if name.startswith(key)]
-    best = best or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    if key in ALIASES:
+        best = [name for name in known if name == ALIASES[key]]
+    else:
+        best = [name for name in known if name.startswith(key)]
+        best = best or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     return f" Did you mean `{best[0]}`?" if best else " --help lists all."
 
 

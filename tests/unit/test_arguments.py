@@ -332,6 +332,14 @@ def test_a_key_that_comes_twice_is_refused(config):
     assert settings("--config", config("<<: {lora_r: 8}\nlora_alpha: 9"))["lora_r"] == 8
 
 
+def test_a_key_that_is_no_word_is_refused(config):
+    assert "not valid YAML" in refusal("--config", config("? {a: b}\n: c"))
+
+
+def test_no_name_is_proposed_for_what_the_recipe_does_not_read():
+    assert "unknown argument `--lora_rank`. --help lists all." in refusal_of_reward("--lora_rank", 4)
+
+
 def test_settings_that_may_be_true_or_nothing(config):
     assert settings("--config", config("resume_from_checkpoint: true"))["resume_from_checkpoint"] == "True"
     assert settings("--phases", 1, "--phase2_epochs", 0)["phase2_epochs"] == 0
