@@ -13,7 +13,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig
 
 from alignment.errors import InputError
 
-# Fields of TRL's configs for work that its trainers do not do here: the examples come ready to them.
+# Fields of TRL's configs for work that is not its trainers' here: examples come ready to them, and the launch is ours.
 WITHOUT_EFFECT = {
     "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_num_proc",
     "dataset_text_field", "ddp_backend", "ddp_timeout", "do_predict", "do_train", "eos_token", "eval_packing",
@@ -191,7 +191,7 @@ class TrainerArguments:
         theirs: Any = next((cls for cls in type(self).__mro__ if cls.__module__.startswith(library)), None)
         for name in WITHOUT_EFFECT & theirs.__dataclass_fields__.keys() if theirs else ():
             if getattr(self, name) != theirs.__dataclass_fields__[name].default:
-                raise InputError(f"--{name}: has no effect here, where data, prompts and loss are ours. Leave it out.")
+                raise InputError(f"--{name}: has no effect here. Leave it out.")
         at_least = {
             "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
             "early_stopping_patience": 1, "learning_rate": 0, "phase2_learning_rate": 0, "rouge_eval_rows": 0,
@@ -203,10 +203,10 @@ class TrainerArguments:
                 raise InputError(f"--{name} {value}: expected {least} or more.")
         if self.max_steps <= 0:  # type: ignore[attr-defined]
             check_epochs("num_train_epochs", self.num_train_epochs)  # type: ignore[attr-defined]
-        chosen_by = str(self.metric_for_best_model).removeprefix("eval_")  # type: ignore[attr-defined]
-        if self.MEASURES and chosen_by not in ("None", *self.MEASURES):
+        chosen_by = self.metric_for_best_model  # type: ignore[attr-defined]
+        if self.MEASURES and chosen_by is not None and chosen_by.removeprefix("eval_") not in self.MEASURES:
             expected = " or ".join(f"eval_{name}" for name in self.MEASURES)
-            raise InputError(f"--metric_for_best_model {self.metric_for_best_model}: expected {expected}.")  # type: ignore[attr-defined]
+            raise InputError(f"--metric_for_best_model {chosen_by}: expected {expected}.")
         if getattr(self, "trust_remote_code", False):
             raise InputError("--trust_remote_code: no code out of a model folder is run here. Leave it out.")
         super().__post_init__()  # type: ignore[misc]  # TRL's
@@ -242,6 +242,10 @@ class SFTArguments(TrainerArguments, SFTConfig):
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "eval_loss or eval_rouge."})
 
     def __post_init__(self) -> None:
+        if self.phases not in ("1", "2", "1,2"):
+            raise InputError(f"--phases {self.phases}: expected 1, 2 or 1,2.")
+        if self.phase2_instructions not in ("all", "random"):
+            raise InputError(f"--phase2_instructions {self.phase2_instructions}: expected all or random.")
         if self.metric_for_best_model in ("eval_rouge", "rouge") and self.rouge_eval_rows < 1:
             raise InputError("--metric_for_best_model eval_rouge: needs --rouge_eval_rows of 1 or more.")
         if "2" in self.phases and self.max_steps <= 0:

@@ -123,7 +123,7 @@ def find_split(path: str | Path, split: str) -> Path | None:
     """
     if split not in SPLIT_STEMS:
         raise InputError(f"split is {split!r}; expected {listed(SPLIT_STEMS)}")
-    place = _place(path)
+    place = place_of(path)
     if place.is_file():
         return place if split == "train" else None
     if _is_hub_name(path):
@@ -224,7 +224,12 @@ def _keys(columns: dict[str, str] | None) -> dict[str, tuple[str, ...]]:
     return KEYS | {field: (name,) for field, name in (columns or {}).items()}
 
 
-def _place(path: str | Path) -> Path:
+def place_of(path: str | Path) -> Path:
+    """Where an embedded name or a path lies, whether or not anything is there.
+
+    Raises:
+        InputError: It cannot be read: no permission, a name that is too long.
+    """
     try:
         place = EMBEDDED.get(str(path)) or Path(path).expanduser()
         locked = place.is_dir() and not os.access(place, os.R_OK | os.X_OK)
@@ -245,7 +250,7 @@ def _find_rows(
     path: str | Path, split: str, keys: dict[str, tuple[str, ...]], needed: set[str]
 ) -> tuple[str, list[Any]]:
     """The source to name in messages, and its rows; a needed field that no row has is told once, not for each row."""
-    place = _place(path)
+    place = place_of(path)
     file = find_split(path, split) or place  # one file is read whole, whichever split it stands for
     if file.is_dir():
         there, wanted = listed(sorted(entry.name for entry in file.iterdir())), listed(SPLIT_STEMS[split])
@@ -279,7 +284,7 @@ def hub_holds_out(path: str | Path) -> bool:
     Raises:
         InputError: It is not loaded.
     """
-    of_hub = _is_hub_name(path) and not _place(path).exists()
+    of_hub = _is_hub_name(path) and not place_of(path).exists()
     return of_hub and any(split in HUB_HELD_OUT for split in hub_splits(str(path)))
 
 

@@ -140,7 +140,7 @@ def fit_records(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
     reserved_tokens: int | None = None,
-    bad_rows: str = "error",
+    bad_rows: str | None = None,
 ) -> tuple[list[Record], list[Shortened]]:
     """The records with too long dialogues shortened by whole turns, and the list of those.
 
@@ -148,10 +148,11 @@ def fit_records(
         max_tokens: Tokens that prompt and summary may take together.
         reserved_tokens: Tokens kept for a summary that is yet to be generated (0 where a decoder of its own writes
             it); by default the reference's length.
-        bad_rows: `skip` leaves out what does not fit at all.
+        bad_rows: `skip` leaves out what does not fit at all; else it is an error, which names that way out where the
+            user has it (`error`).
 
     Raises:
-        InputError: The first turn with the summary, or the summary alone, is too long, and `bad_rows` is "error".
+        InputError: The first turn with the summary, or the summary alone, is too long, and not to be left out.
     """
     instructions = [text for by_language in INSTRUCTIONS.values() for texts in by_language.values() for text in texts]
     longest = max(instructions, key=lambda text: len(tokenizer(text).input_ids))
@@ -174,10 +175,10 @@ def fit_records(
             counts = record.dialogue.count("\n") + 1, dialogue.count("\n") + 1
             shortened.append(Shortened(record.id, *counts))
         fitted.append(replace(record, dialogue=dialogue))
-    if too_long and (bad_rows == "error" or not fitted):
+    if too_long and (bad_rows != "skip" or not fitted):
         cure = "train with a higher --max_length (up to the model's context)"
         cure = "or lower --max_new_tokens" if reserved_tokens else cure
-        cure += ", or go on without it: --bad_rows skip" if not reserved_tokens and bad_rows == "error" else ""
+        cure += ", or go on without it: --bad_rows skip" if bad_rows == "error" else ""
         besides = "" if form == BARE else ", with room for the summary,"
         more = f" and {len(too_long) - 10} more" if len(too_long) > 10 else ""
         raise InputError(

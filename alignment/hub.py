@@ -1,5 +1,6 @@
 """Data sets of the Hub -> rows of the split that is asked for."""
 
+from functools import cache
 from typing import Any
 
 from alignment.errors import InputError
@@ -9,8 +10,9 @@ HUB_HELD_OUT = ("validation", "valid", "val", "dev")
 HUB_SPLITS = {"train": ("train",), "eval": (*HUB_HELD_OUT, "test")}
 
 
+@cache
 def hub_splits(name: str) -> Any:
-    """A data set's splits by name, each a sequence of rows.
+    """A data set's splits by name, each a sequence of rows; asked for once.
 
     Raises:
         InputError: It cannot be loaded.

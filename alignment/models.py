@@ -178,7 +178,8 @@ def check_length(max_length: int | None, name_or_path: str, revision: str = "mai
     """
     context = context_tokens(name_or_path, revision)
     if not max_length or max_length < 1 or (context and max_length > context):
-        raise InputError(f"--max_length {max_length}: expected at most {context}, the model's context in tokens.")
+        expected = f"at most {context}, the model's context in tokens" if context else "1 or more"
+        raise InputError(f"--max_length {max_length}: expected {expected}.")
 
 
 def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedModel:
@@ -188,10 +189,8 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
         scalar_head: With a head `score` that gives one number for a text, instead of the vocabulary head.
 
     Raises:
-        InputError: No such model, an adapter instead of one, or full training of quantised weights was asked for.
+        InputError: No such model, or an adapter instead of one.
     """
-    if (config.load_in_4bit or config.load_in_8bit) and not config.use_peft:
-        raise InputError("--use_peft false: quantised weights cannot be trained; use LoRA, or no quantisation.")
     dtype = getattr(torch, config.dtype) if config.dtype else native_dtype()
     name = resolve(config.model_name_or_path)
     decoder_class = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
@@ -333,6 +332,8 @@ def check_trainable(config: ModelArguments) -> None:
     Raises:
         InputError: They cannot.
     """
+    if (config.load_in_4bit or config.load_in_8bit) and not config.use_peft:
+        raise InputError("--use_peft false: quantised weights cannot be trained; use LoRA, or no quantisation.")
     if config.dtype == "float16":
         raise InputError("--dtype float16: Adam's steps vanish in it. Use bfloat16, or float32 with --fp16 true.")
 

@@ -13,21 +13,23 @@ from trl import TrlParser
 
 from alignment.arguments import OF_ADAPTER, WITHOUT_EFFECT, SFTArguments
 from alignment.errors import InputError
+from alignment.search_space import RANGES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
+OF_SFT = {"dataset_kwargs", "lora_task_type"}  # what recipes/sft.py does not read
+OF_SHARDING = {"deepspeed", "fsdp", "fsdp_config"}
 # The part of a YAML that is one recipe's own, and what that recipe knows by its classes but does not read.
 SECTIONS: dict[str, set[str]] = {
-    "reward": OF_ADAPTER | {"label_smoothing_factor"},
-    "ppo": OF_ADAPTER | {
+    "reward": OF_ADAPTER | OF_SHARDING | {"label_smoothing_factor"},
+    "ppo": OF_ADAPTER | OF_SHARDING | {
         "activation_checkpointing", "include_num_input_tokens_seen", "label_smoothing_factor", "length_column_name",
         "max_length_ratio", "min_margin", "neftune_noise_alpha", "per_device_eval_batch_size", "ratings_weight",
         "train_sampling_strategy",
     },
-    "search": {"metric_for_best_model", "phases"},
+    "search": OF_SFT | RANGES.keys() | {"metric_for_best_model", "phases"},
     "baseline": set(),
 }  # fmt: skip
-OF_SFT = {"dataset_kwargs", "lora_task_type"}  # what recipes/sft.py does not read
-OF_USE = OF_ADAPTER | {"max_train_rows"}  # nor those that use a model
+OF_USE = OF_ADAPTER | {"max_train_rows"}  # nor do those that use a model read these
 # What other trainers and recipes call some settings.
 ALIASES = {"lora_rank": "lora_r", "torch_dtype": "dtype", "template": "prompt_form", "model": "model_name_or_path"}
 
@@ -66,7 +68,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"--config {path}: no such file. Shipped in {CONFIGS}: {shipped}.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: no UTF-8, or a date that there is not
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
@@ -159,7 +163,7 @@ def parse(
         place = where.get(key, str(config))
         if key not in known:
             raise InputError(f"{place}: unknown key `{key}`.{_nearest(str(key), helpful)}")
-        if key in own and key in unread:
+        if key in unread and (key in own or not (section or passed_over)):
             raise InputError(f"{place}: {key} has no effect in this recipe. Leave it out.")
         kinds = get_args(hints[key]) or (hints[key],)
         if isinstance(value, bool) and str in kinds and bool not in kinds and key != "resume_from_checkpoint":
@@ -191,5 +195,5 @@ def parse(
         return parser.parse_args_into_dataclasses(args=from_yaml + argv, look_for_args_file=False)
     except InputError:
         raise
-    except (ValueError, TypeError, ImportError) as error:  # a config's own: a value that does not fit, a package
+    except (ValueError, TypeError, ImportError, OSError) as error:  # a config's own: a value, a package, a file of it
         raise InputError(str(error)) from error

@@ -38,6 +38,7 @@ def main() -> None:
     from reward.model import RewardModel
     from reward.report import correlation
 
+    model = RewardModel.load(options.reward_model)
     records, _ = data.load_records(options.dataset_path, split="eval", need_references=True)
     dialogues = {record.id: record.dialogue for record in records}
     if options.base_predictions:
@@ -46,8 +47,8 @@ def main() -> None:
     else:
         folder = Path(options.reward_model)  # the base is asked as it was trained on: in that type and prompt
         model_args = models.as_trained(ModelArguments(), (run.read_manifest(folder) or {}).get("settings", {}))
-        prompt_args = PromptArguments(prompt_form=json.loads((folder / "reward.json").read_text("utf-8"))["form"])
-        summarizer = Summarizer.load(str(models.base_of(folder)), model_args, prompt_args)
+        base = str(models.base_of(folder))
+        summarizer = Summarizer.load(base, model_args, PromptArguments(prompt_form=model.form))
         texts = summarizer.summarize(list(dialogues.values()), description="Summarising with the base")
         del summarizer
     faulty = corruptions(records)
@@ -57,7 +58,6 @@ def main() -> None:
         turns = [f"{tag}: {' '.join(own)}" for tag, own in turns_of(record.dialogue).items()]
         faulty += [Candidate(record.id, "copied_turns", " ".join(turns))] if turns else []
 
-    model = RewardModel.load(options.reward_model)
     references = [(record.id, record.references[0]) for record in records]
     everything = references + [(candidate.id, candidate.text) for candidate in faulty]
     values = model.score(

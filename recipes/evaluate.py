@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{flag} {unknown[0]}: expected some of {', '.join(PROFILES)}.")
     output = Path(args.output_dir)
     if args.compare:
-        overwrite = args.overwrite_output_dir or journal.left_behind(output / "submission")  # a kill's
+        overwrite = args.overwrite_output_dir or (bool(args.submission) and journal.left_behind(output / "submission"))
         run.refuse_existing([output / name for name in ("report.html", "best", "submission.csv")], overwrite)
         compare(args, data_args, output)
         return

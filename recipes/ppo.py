@@ -25,10 +25,11 @@ from alignment.ppo import PPOTrainer, Roles
 from alignment.ppo.config import PPOArguments
 from alignment.progress import reset_peak_memory
 from reward.comparison import compare, held_out_figures, write_comparison
+from reward.evaluation import usual_profiles
 from reward.labels import LabelArguments
 from reward.model import RewardModel, start_of
 from reward.rouge import PROFILES
-from reward.scorers import check_reward_model, load_scorers
+from reward.scorers import check_reward_model, check_scorers, load_scorers
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     own = {"passed_over": (PromptArguments,), "section": "ppo"}  # the prompts are those of the model it starts from
     model_args, data_args, label_args, args = parse(classes, argv, CONFIGS / "embedded.yaml", **own)
     models.check_adapter(args.sft_model, model_args.model_name_or_path, "--sft_model")
+    check_scorers(args.scorers)
     rewarding = None
     if "reward_model" in args.scorers:
         folder = Path(args.reward_model)
@@ -52,8 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tokenizer = models.load_tokenizer(args.sft_model)
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
-    korean = dialogue.language(train[0].dialogue) == "ko"
-    args.metric_profile = args.metric_profile or ("aistages" if korean else "english")
+    args.metric_profile = args.metric_profile or usual_profiles(held_out)[0]
     if args.metric_profile not in PROFILES:
         raise InputError(f"--metric_profile {args.metric_profile}: expected one of {', '.join(PROFILES)}.")
     fit = partial(
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model()
     log = trainer.state.log_history
     answers = {f"phase {phase}": trainer.first_answers(), "phase 3": trainer.answer()}
-    figures = compare(held_out, answers, log, args.metric_profile)
+    figures = compare(held_out, answers, log, args.metric_profile, chose=args.load_best_model_at_end)
     write_comparison(figures, held_out, output)
     current.finish(log=log, best_checkpoint=trainer.state.best_model_checkpoint)
 

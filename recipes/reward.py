@@ -86,10 +86,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.stage == "pair":
         return
 
-    settings = run.settings_of(model_args, label_args, args)
-    facts |= {"data": {split: pairs.summary(compared[split]) for split in SPLITS} | {"all": data.summary(everything)}}
-    resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
-    current = run.Run.start("Reward model", output / "model", settings, facts, *resume)
+    facts["starts_from"] = list(map(list, facts["sft_model"]))
+    facts["data"] = {split: pairs.summary(compared[split]) for split in SPLITS} | {"all": data.summary(everything)}
+    settings, resume = run.settings_of(model_args, label_args, args), args.resume_from_checkpoint
+    current = run.Run.start("Reward model", output / "model", settings, facts, args.overwrite_output_dir, resume)
     if not current.finished:
         for file in verdict_files(output):  # on another model
             file.unlink(missing_ok=True)

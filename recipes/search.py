@@ -43,11 +43,11 @@ def main(argv: list[str] | None = None) -> None:
     from alignment.study import Study
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # trials are told of here
+    refuse_fixed(sys.argv[1:] if argv is None else argv)
     classes = (ModelArguments, DataArguments, PromptArguments, SearchArguments)
     model_args, data_args, prompt_args, args = parse(
         classes, argv, default_config=CONFIGS / "embedded.yaml", section="search"
     )
-    refuse_fixed(sys.argv[1:] if argv is None else argv)
     if PartialState().num_processes > 1:
         raise InputError(
             "A trial runs in one process. Start the same command once for each GPU, with --num_processes 1 and "

@@ -31,10 +31,6 @@ Split = tuple[list[data.Record], list[data.Record]]  # to train on, held out
 def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
     model_args, data_args, prompt_args, args = parse(classes, argv, default_config=CONFIGS / "embedded.yaml")
-    if args.phases not in ("1", "2", "1,2"):
-        raise InputError(f"--phases {args.phases}: expected 1, 2 or 1,2.")
-    if args.phase2_instructions not in ("all", "random"):
-        raise InputError(f"--phase2_instructions {args.phase2_instructions}: expected all or random.")
     if args.rouge_profile not in PROFILES:
         raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
     prompt_args.prompt_form = prompt_args.prompt_form or "instruction"
@@ -77,7 +73,8 @@ def start_phase(
     }
     folder = before.with_name(f"phase{phase}")
     if phase == 2:
-        check_goes_on(settings, (run.read_manifest(folder) or run.read_manifest(before))["settings"])
+        earlier = None if args.overwrite_output_dir else run.read_manifest(folder)
+        check_goes_on(settings, (earlier or run.read_manifest(before))["settings"])
         facts["starts_from"] = {path.name: digest(path) for path in sorted(before.glob("*.safetensors"))}
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
     alone = "--phases 2 " if phase == 2 else ""  # or phase 1 would be trained again
@@ -115,7 +112,8 @@ def train_phase(
     phase_args.output_dir = str(current.folder)
     if phase == 2:
         phase_args.num_train_epochs = args.phase2_epochs
-        phase_args.learning_rate = args.phase2_learning_rate or args.learning_rate
+        own = args.phase2_learning_rate
+        phase_args.learning_rate = args.learning_rate if own is None else own
     model = models.load_for_training(model_args, start_from=current.folder.with_name("phase1") if phase == 2 else None)
     trainer = make_trainer(model, tokenizer, phase_args, encoded, f"Phase {phase}")
     if encoded.summaries.references:

@@ -86,11 +86,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | None, list[data.Rejected]]:
     """Dialogues, their ids, which plain text has none of, and bad rows."""
-    if Path(source).is_file() and is_plain_text(Path(source), data.column_names(row_args.columns)):
-        blocks = [block for block in re.split(r"\n{2,}", data.clean("dialogue", read_text(Path(source)))) if block]
+    place = data.place_of(source)
+    if place.is_file() and is_plain_text(place, data.column_names(row_args.columns)):
+        blocks = [block for block in re.split(r"\n{2,}", data.clean("dialogue", read_text(place))) if block]
         if not blocks:
             raise InputError(f"{source}: the file is empty")
-        names = [match.group(1) for block in blocks if (match := re.fullmatch(r"([^:：\d]{1,40})[:：].*", block))]
+        turn = re.compile(r"(#\w+#|[^:：\d\n]{1,40})[:：].*")
+        names = [match.group(1) for block in blocks if (match := turn.fullmatch(block))]
         if len(names) > len(blocks) / 2 and 1 < len(set(names)) < len(names):  # who speaks again speaks in a dialogue
             cure = "Take out the blank lines between turns: they stand between dialogues, which have one turn a line."
             raise InputError(f"{source}: most of its {len(blocks)} dialogues are a single turn. {cure}")

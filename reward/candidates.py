@@ -42,7 +42,7 @@ def swapped_speakers(record: Record, reference: str, rng: random.Random) -> str 
 def changed_number(record: Record, reference: str, rng: random.Random) -> str | None:
     """The reference with one number in digits changed to one that the dialogue lacks, or None where it has none."""
     names = "|".join(map(re.escape, sorted(names_in(record.dialogue), key=len, reverse=True)))
-    tags = f"{MASK.pattern}|{names}" if names else MASK.pattern
+    tags = rf"{MASK.pattern}|(?<!\d)(?:{names})(?!\d)" if names else MASK.pattern
     bare = re.sub(tags, lambda match: " " * len(match.group()), reference)  # the digits of a name are no number
     places = list(_WHOLE_NUMBER.finditer(bare))
     if not places:

@@ -35,10 +35,11 @@ def select(records: list[Record], entries: list[Entry], profile: str, folder: Pa
         system = System.described(entry.system or {})
     except InputError as error:
         raise InputError(f"{entry.run}: {error} Evaluate {best} again.") from error
+    made_of = (*system.models, system.how.reward_model)
     if (entry.system or {}).get("weights_of") != system.describe()["weights_of"]:
         raise InputError(
-            f"--select {profile}: {best} is best, but weights of {', '.join(system.models)} are gone, or are not those "
-            f"that {entry.run} was made with. Evaluate it again."
+            f"--select {profile}: {best} is best, but weights of {', '.join(filter(None, made_of))} are gone, or are "
+            f"not those that {entry.run} was made with. Evaluate it again."
         )
     if is_main_process():
         system.save(folder)

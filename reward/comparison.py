@@ -16,6 +16,7 @@ from reward.report import STYLE, plot
 from reward.rouge import paired_bootstrap, rouge
 
 SIDE_BY_SIDE = 5
+CHOSE = "These dialogues chose the checkpoint, which flatters it: score others with recipes/evaluate.py."
 CURVES = {
     "Score of the rollouts": ("score",),
     "Reward: score in deviations from the first, less penalties": ("reward",),
@@ -34,16 +35,17 @@ def held_out_figures(profile: str, completions: list[str], references: list[list
 
 
 def compare(
-    records: list[Record], answers: dict[str, list[str]], log: list[dict[str, float]], profile: str
+    records: list[Record], answers: dict[str, list[str]], log: list[dict[str, float]], profile: str, chose: bool
 ) -> dict[str, Any]:
     """The figures of two lists of summaries of the same dialogues, and of the run between them.
 
     Args:
         answers: The summaries before and after, by the name of what wrote them.
+        chose: Whether these dialogues chose the checkpoint.
 
     Returns:
         `systems` (name, profile, rouge1, rouge2, rougeL, mean, length in characters, rows), `difference` by profile
-        (as `paired_bootstrap` returns it), `chosen_by`, `warning` or None, the run's `log`, and `answers`.
+        (as `paired_bootstrap` returns it), `chosen_by`, `warning` and `note` or None, the run's `log`, and `answers`.
     """
     references = [list(record.references) for record in records]
     systems: list[dict[str, Any]] = []
@@ -59,7 +61,7 @@ def compare(
         differences[one] = paired_bootstrap(rows[0], rows[1])
     return {
         "systems": systems, "difference": differences, "chosen_by": profile,
-        "warning": reward_hacking(log, "eval_rouge"), "log": log, "answers": answers,
+        "warning": reward_hacking(log, "eval_rouge"), "note": CHOSE if chose else None, "log": log, "answers": answers,
     }  # fmt: skip
 
 
@@ -67,7 +69,7 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
     """Writes results.json and report.html, one page that needs no network, and prints table and verdict."""
     if not is_main_process():
         return
-    names = ("systems", "difference", "chosen_by", "warning")
+    names = ("systems", "difference", "chosen_by", "warning", "note")
     write_json({name: figures[name] for name in names}, folder / "results.json")
     plots = [plot(partial(_curve, title), figures["log"]) for title in CURVES]
     before, after = figures["answers"]
@@ -92,6 +94,8 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
             f"{profile}: {after} is {found['difference']:+.2f} from {before} "
             f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.2g})."
         )
+    if figures["note"]:
+        say(figures["note"])
     if figures["difference"][figures["chosen_by"]]["difference"] <= 0:
         say(f"{after.capitalize()} is no better than {before} here. Use {before}.")
     say(f"Written: {folder}/report.html and results.json")
@@ -118,6 +122,7 @@ _PAGE = """<!doctype html>
 {% endfor %}</table>
 {% for profile, found in difference.items() %}<p>{{ profile }}: {{ "%+.2f"|format(found.difference) }}, 95% interval
 {{ "%+.2f"|format(found.low) }} to {{ "%+.2f"|format(found.high) }}, p {{ "%.2g"|format(found.p) }}.</p>{% endfor %}
+{% if note %}<p>{{ note }}</p>{% endif %}
 <div class="plots">{% for plot in plots %}<div>{{ plot|safe }}</div>{% endfor %}</div>
 <h2>Summaries before and after</h2><p>{{ changed }} of {{ systems[0].rows }} changed.</p>
 <table><tr><th>dialogue<th>reference<th>{{ before }}<th>{{ after }}</tr>

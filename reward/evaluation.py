@@ -21,8 +21,9 @@ COSTS = ("seconds", "peak_memory_gib", "parameters", "trained_parameters", "disk
 
 
 def usual_profiles(records: list[data.Record]) -> list[str]:
-    """The profiles for the language of these dialogues."""
-    return ["aistages", "strict"] if language(records[0].dialogue) == "ko" else ["english"]
+    """The profiles for the language of most of these dialogues."""
+    korean = [language(record.dialogue) == "ko" for record in records]
+    return ["aistages", "strict"] if 2 * sum(korean) >= len(korean) else ["english"]
 
 
 def files_of(systems: dict[str, System | None], folder: Path) -> dict[str, Path]:
@@ -105,8 +106,10 @@ def say_winner(rows: dict[str, list[float]], profile: str) -> None:
         say(f"Best by {profile}: {first}, the first; nothing else here is better.")
         return
     found = paired_bootstrap(rows[first], rows[best])
-    chance = "; that may be chance" if found["p"] >= 0.05 else ""
+    p = min(1.0, found["p"] * (len(rows) - 1))  # Bonferroni: the best of many is ahead by chance more often than one
+    chance = "; that may be chance" if p >= 0.05 else ""
+    many = f" after {len(rows) - 1} comparisons" if len(rows) > 2 else ""
     say(
         f"Best by {profile}: {best}, {found['difference']:+.2f} from {first} "
-        f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {found['p']:.2g}{chance})."
+        f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {p:.2g}{many}{chance})."
     )

@@ -164,7 +164,9 @@ class Scale:
 
     @classmethod
     def of(cls, raw: np.ndarray, references: list[str]) -> "Scale":
-        """The scale on which these raw scores of references (N) have mean 0, deviation 1 and no slope over length.
+        """The scale on which these raw scores of references (N) have mean 0 and no slope over length.
+
+        Their deviation is 1 before what length brings is taken off.
 
         Of ten references or fewer there is no slope, and of equal scores no deviation (1 stands in).
         """

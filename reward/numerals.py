@@ -67,7 +67,8 @@ def implied_numbers(text: str) -> set[float]:
     cardinal = re.sub("[a-z]+", lambda word: _CARDINALS.get(word.group(), word.group()), spaced)
     for first, last in re.findall(rf"\b({_TWO_DIGITS})[ -]({_TWO_DIGITS})\b", cardinal):  # nineteen ninety-eight
         values |= {100 * one + other for one in _english_numbers(first) for other in _english_numbers(last)}
-    return values | _english_numbers(cardinal)
+    # 20만 is 200,000 and not 20: such amounts `numbers` reads.
+    return values | _english_numbers(re.sub(rf"\d[\d,.]*\s*[{''.join(_UNITS)}]+", " ", cardinal))
 
 
 def _korean_numbers(text: str) -> set[float]:

@@ -22,6 +22,19 @@ from reward.labels import LabelArguments, label_candidates
 from reward.model import RewardModel
 from reward.rouge import rouge
 
+SCORERS = ("reward_model", "rouge", "quality")
+
+
+def check_scorers(names: list[str]) -> None:
+    """Holds that each name is one of ours or a function that can be imported.
+
+    Raises:
+        InputError: One is neither.
+    """
+    for name in names:
+        if name not in SCORERS:
+            _imported(name)
+
 
 def load_scorers(
     names: list[str], label_args: LabelArguments, load_reward_model: Callable[[], RewardModel]
@@ -31,11 +44,8 @@ def load_scorers(
     Raises:
         InputError: A name that is none of ours, nor a function that can be imported.
     """
-    known = {
-        "reward_model": lambda: of_reward_model(load_reward_model()),
-        "rouge": lambda: of_rouge(label_args),
-        "quality": lambda: of_quality(label_args),
-    }
+    ours = (lambda: of_reward_model(load_reward_model()), lambda: of_rouge(label_args), lambda: of_quality(label_args))
+    known = dict(zip(SCORERS, ours, strict=True))
     return {name: known[name]() if name in known else _imported(name) for name in names}
 
 
@@ -75,12 +85,12 @@ def of_quality(args: LabelArguments) -> Scorer:
 def _imported(name: str) -> Scorer:
     module, _, function = name.partition(":")
     if not function:
-        raise InputError(f"--scorers {name}: expected reward_model, rouge, quality, or module:function.")
+        raise InputError(f"--scorers {name}: expected {', '.join(SCORERS)}, or module:function.")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
         return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # those of `./my.py:f` and `:f`
         raise InputError(f"--scorers {name}: {error}. Expected a module that Python finds from here.") from error
 
 

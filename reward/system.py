@@ -228,20 +228,24 @@ class System:
             trained += own["numbers"] if base is not None or "merged_from" not in whole else 0
             bases[f"adapter {name}"] = own["numbers"] if base is not None else 0
         if self.how.reward_model:  # an adapter and a head
-            own = size_of(Path(self.how.reward_model) / "model")
+            judge = Path(self.how.reward_model) / "model"
+            own, base = size_of(judge), models.base_of(judge)
             trained, disk = trained + own["numbers"], disk + own["bytes"]
             bases["reward"] = own["numbers"]
+            if base is not None:
+                bases[base] = size_of(models.resolve(base))["numbers"]
         return {"parameters": sum(bases.values()), "trained_parameters": trained, "disk_bytes": disk}
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides what it writes, as plain values."""
         given = {name: getattr(self.model_args, name) for name in MODEL_SETTINGS}
-        folders = [_absolute(name) for name in (*self.models, *filter(None, [self.how.reward_model]))]
+        folders, judge = [*map(_absolute, self.models)], self.how.reward_model and _absolute(self.how.reward_model)
+        weighed = [*map(Path, folders), *([Path(judge) / "model"] if judge else [])]
         return {
             **asdict(self.how),
-            "models": folders[: len(self.models)],
-            "reward_model": folders[-1] if self.how.reward_model else None,
-            "weights_of": {name: [[*one] for one in run.weights_of(Path(name))] for name in folders},
+            "models": folders,
+            "reward_model": judge,
+            "weights_of": {str(folder): [[*one] for one in run.weights_of(folder)] for folder in weighed},
             "decoding": asdict(self.decoding),
             **asdict(self.prompt_args),
             "loaded_as": {name: value for name, value in given.items() if value is not None},

@@ -87,11 +87,11 @@ class PPOConfig(TrainerArguments, TrainingArguments):
             )
         for name in (
             "rollout_batch_size", "num_generations", "num_ppo_epochs", "generation_batch_size", "num_updates",
-            "per_device_train_batch_size", "gradient_accumulation_steps", "max_new_tokens",
+            "max_new_tokens",
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more.")
-        for name in ("temperature", "max_kl", "score_clip", "cliprange", "cliprange_value", "num_train_epochs"):
+        for name in ("temperature", "max_kl", "score_clip", "cliprange", "cliprange_value"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name} {getattr(self, name)}: expected more than 0.")
         for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "value_warmup_updates"):

@@ -12,11 +12,6 @@ from torch import Tensor
 KL_ESTIMATORS = ("k1", "k3")
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the tokens that there are."""
-    return (values * mask).sum() / mask.sum()
-
-
 def leave_one_out(scores: Tensor, size: int) -> Tensor:
     """Each score less the mean of its siblings' (N, `size` completions of a prompt in a row); as it is without any.
 

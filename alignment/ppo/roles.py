@@ -47,24 +47,19 @@ class Roles(nn.Module):
     """A base with the adapters and heads of four roles.
 
     Args:
-        model: A base with the adapter to train, or without one: then the policy begins as the base itself.
+        model: A base with the adapter to train, or without one: then the policy begins as the base itself, with
+            rank 16 on all linear layers.
         reward: A reward model for this base, as which the value begins. Without one, the value begins as the policy,
             with a head of zeros.
-        lora: Of the new adapters, where the model has none; by default rank 16 on all linear layers.
 
     Raises:
         InputError: The model scales its logits after the head, or the reward adapter does not fit the base.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel | PeftModel,
-        reward: RewardStart | None = None,
-        lora: LoraConfig | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, reward: RewardStart | None = None) -> None:
         super().__init__()
         if not isinstance(model, PeftModel):
-            lora = lora or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+            lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
             model = get_peft_model(model, lora, autocast_adapter_dtype=False)
         self.model, self.config = let_gradients_through(model), model.config
         text = self.config.get_text_config()

@@ -301,6 +301,13 @@ def test_samples_of_another_sft_model_are_not_taken(copied: Path, flags: Flags, 
     refused(reward.main, flags(sft_model=other), tmp_path, "holds samples made otherwise", "sft_model")
 
 
+def test_a_model_grown_from_another_sft_model_is_not_taken(flags: Flags, sft_model: Path, tmp_path: Path):
+    how = {"samples": 0, "stage": "train", "max_steps": 1}
+    start(flags(**how))
+    other = shutil.copytree(sft_model, tmp_path / "other", copy_function=shutil.copy)  # at another time
+    refused(reward.main, flags(**how, sft_model=other), tmp_path, "model: holds a run", "other weights to start from")
+
+
 def test_overwriting_samples_and_trains_anew(copied: Path, flags: Flags):
     start(flags(overwrite_output_dir=True, samples=1, max_steps=1, stage="train"))
     assert len(rows(copied / "data" / "train.samples.jsonl")) == 12

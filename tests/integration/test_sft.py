@@ -135,7 +135,7 @@ def test_no_pickle_of_the_settings_remains(finished: Path):
 
 def test_phase_2_starts_from_the_adapter_of_phase_1(copied: Path, sft_flags_for: Flags):
     shutil.rmtree(copied / "phase2")
-    train(sft_flags_for(copied, phases=2, learning_rate=0, **SHORT))  # nothing is learnt, so the start is the end
+    train(sft_flags_for(copied, phases=2, phase2_learning_rate=0, **SHORT))  # nothing is learnt: the start is the end
     before, after = (load_file(copied / phase / ADAPTER) for phase in ("phase1", "phase2"))
     assert before.keys() == after.keys()
     assert all(before[name].equal(after[name]) for name in before)
@@ -152,6 +152,11 @@ def test_phase_2_keeps_to_the_adapter_of_phase_1(copied: Path, sft_flags_for: Fl
     with pytest.raises(InputError, match=r"--lora_r 5: phase 1 was trained with \d+, and phase 2 goes on from its"):
         sft.main(sft_flags_for(copied, phases=2, lora_r=5, **SHORT))
     assert not (copied / "phase2").exists()
+
+
+def test_overwriting_takes_another_adapter_for_both_phases(copied: Path, sft_flags_for: Flags):
+    train(sft_flags_for(copied, lora_r=5, overwrite_output_dir=True, **SHORT))
+    assert [manifest(copied / phase)["settings"]["lora_r"] for phase in ("phase1", "phase2")] == [5, 5]
 
 
 def test_a_phase_2_that_went_on_from_another_phase_1_is_not_taken(copied: Path, sft_flags_for: Flags):

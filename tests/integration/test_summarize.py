@@ -102,6 +102,18 @@ def test_plain_text_to_a_file(run, summaries, tmp_path):
 def test_a_dialogue_with_blank_lines_between_its_turns_is_not_taken_for_many(run):
     with pytest.raises(InputError, match=r"most of its 3 dialogues are a single turn\. Take out the blank"):
         run("민수: 안녕\n\n지수: 응\n\n민수: 잘 가\n")
+    with pytest.raises(InputError, match=r"most of its 3 dialogues are a single turn"):
+        run("#Person1#: 안녕\n\n#Person2#: 응\n\n#Person1#: 잘 가\n")
+
+
+def test_dialogues_that_begin_with_a_heading_are_no_single_turns(run, capsys):
+    run("공지\n민수: 안녕\n\n공지\n지수: 응\n\n공지\n민수: 잘 가\n")
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_dialogue_in_place_of_its_file(run):
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        run(input="#Person1#: 안녕하세요, 오늘은 어디로 갈까요? " * 20)
 
 
 def test_texts_of_one_line_are_summarised_one_by_one(run, capsys):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from alignment.summarizer import Summarizer
 from alignment.weights import size_of
 from recipes import evaluate, sft, summarize
 from reward.consensus import consensus
+from reward.evaluation import say_winner
 from reward.model import RewardModel, head_of, load_scorer
 from reward.system import OneAtATime, System, SystemArguments, systems_of
 
@@ -125,6 +127,9 @@ def test_mbr_takes_the_consensus_of_summaries_and_samples_of_all_models(score, t
 
 def test_best_of_n_takes_what_the_reward_model_likes_best(score, trained, dialogues, reward_model):
     folder = score(combine="best_of_n", reward_model=reward_model, **SAMPLES)
+    described = json.loads((folder / "results.json").read_text("utf-8"))[0]["system"]["weights_of"]
+    weights = [name for name, _ in described[str(Path(reward_model) / "model")]]
+    assert weights == ["adapter_model.safetensors", "head.safetensors"]
     texts = dialogues_in(dialogues)
     scorer = RewardModel.load(str(reward_model / "model"))
     for chosen, dialogue, own in zip(
@@ -245,6 +250,18 @@ def test_a_grid_scores_each_setting_and_says_which_wins(score, trained, dialogue
     assert f"Best by strict: {best['name']}" in capsys.readouterr().err
 
 
+def test_the_best_of_many_has_to_be_ahead_by_more_than_the_best_of_two(capsys):
+    first = [50.0] * 40
+    other = [50 + (3 if row % 8 else -8) * (row % 2) for row in range(40)]
+    say_winner({"a": first, "b": other}, "strict")
+    two = capsys.readouterr().err
+    say_winner({"a": first, "b": other, **{f"c{i}": first for i in range(9)}}, "strict")
+    many = capsys.readouterr().err
+    p = [float(re.search(r"p ([\d.e-]+)", said).group(1)) for said in (two, many)]
+    assert p[1] == pytest.approx(min(1, 10 * p[0]), rel=0.05)
+    assert "after 10 comparisons" in many
+
+
 def test_post_processing_mends_what_is_written_and_its_effect_is_told(tmp_path, dialogues, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     records = data.load_records(dialogues, split="eval")[0]
@@ -324,6 +341,15 @@ def test_a_submission_that_was_killed_is_ended_by_the_same_command(compared, dia
     report = compared(select="strict", submission=dialogues)
     assert sum("표시" in text for text in predictions_in(report, "submission.csv")) == 1
     assert not list(report.glob("*.journal"))
+
+
+def test_a_killed_submission_does_not_let_others_overwrite(compared, tmp_path):
+    report = compared(select="strict")
+    (tmp_path / "report" / "submission.0123abcd.0.journal").touch()
+    before = (report / "report.html").read_bytes()
+    with pytest.raises(InputError, match=r"report\.html exists\. Choose another --output_dir"):
+        compared(select="strict")
+    assert (report / "report.html").read_bytes() == before
 
 
 def test_a_chosen_system_keeps_its_own_decoding(compared, dialogues, tmp_path):

@@ -336,6 +336,20 @@ def test_a_key_that_is_no_word_is_refused(config):
     assert "not valid YAML" in refusal("--config", config("? {a: b}\n: c"))
 
 
+def test_a_date_that_there_is_not_is_refused(config):
+    assert "run.yaml: not valid YAML: month must be in 1..12" in refusal("--config", config("run_name: 2024-13-45"))
+
+
+def test_what_fine_tuning_does_not_read_is_refused_in_its_yaml_too(config):
+    message = refusal("--config", config("lora_task_type: SEQ_CLS"))
+    assert "run.yaml: lora_task_type has no effect in this recipe. Leave it out." in message
+
+
+@pytest.mark.parametrize("word", ["--fsdp=full_shard", "--deepspeed=zero3.json"])
+def test_sharding_is_refused_where_the_whole_base_is_needed(word):
+    assert "has no effect in this recipe" in refusal_of_reward(word)
+
+
 def test_no_name_is_proposed_for_what_the_recipe_does_not_read():
     assert "unknown argument `--lora_rank`. --help lists all." in refusal_of_reward("--lora_rank", 4)
 
@@ -384,6 +398,8 @@ def test_the_nearest_name_is_one_with_an_effect(word, nearest):
         ("--num_train_epochs nan", "--num_train_epochs nan: expected more than 0."),
         ("--metric_for_best_model rouge --rouge_eval_rows 0", "needs --rouge_eval_rows of 1 or more"),
         ("--ddp_timeout 9", "--ddp_timeout: has no effect here"),
+        ("--metric_for_best_model None", "--metric_for_best_model None: expected eval_loss or eval_rouge."),
+        ("--accelerator_config nowhere.json", "nowhere.json"),
     ],
 )
 def test_a_value_out_of_range_is_told_before_anything_is_done(words, says):

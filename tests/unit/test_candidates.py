@@ -88,6 +88,14 @@ def test_a_changed_number_is_new_in_its_place(seed):
     assert numbers(text) & numbers(dialogue) == set()
 
 
+def test_a_speaker_who_is_a_digit_takes_none_from_numbers():
+    reference = "1은 2에게 12시에 보자고 한다."
+    talk = record(reference, "1: 12시에 볼까?\n2: 그래.")
+    texts = {changed_number(talk, reference, random.Random(seed)) for seed in range(8)}
+    assert None not in texts
+    assert all(text.startswith("1은 2에게 ") and text.endswith("시에 보자고 한다.") for text in texts)
+
+
 def test_half_of_the_words_are_cut():
     assert corrupt(cut_short, "하나 둘 셋 넷 다섯.") == "하나 둘"
     assert corrupt(cut_short, "하나 둘 셋.") is None

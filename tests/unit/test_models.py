@@ -181,7 +181,7 @@ def test_quantised_logits_are_near_those_of_the_unquantised_model(tiny_model, bi
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
 def test_training_every_quantised_weight_is_refused(tiny_model, bits):
     with pytest.raises(InputError, match="--use_peft false: quantised weights cannot be trained; use LoRA"):
-        models.load_base(arguments(tiny_model, use_peft=False, **{bits: True}))
+        models.load_for_training(arguments(tiny_model, use_peft=False, **{bits: True}))
 
 
 # --- training

@@ -68,6 +68,8 @@ def test_what_numbers_imply_beyond_their_values(text, value):
     assert value not in numbers(text)
 
 
-@pytest.mark.parametrize("text", ["오전 세 시에 봐.", "#Person1#: 응", "no second thought", "오후에 세 번 봐."])
+@pytest.mark.parametrize(
+    "text", ["500만 원에 3천 원이야.", "오전 세 시에 봐.", "#Person1#: 응", "no second thought", "오후에 세 번 봐."]
+)
 def test_nothing_more_is_implied(text):
     assert implied_numbers(text) <= {1, 2, 3}

@@ -14,10 +14,6 @@ def close(ours: torch.Tensor, expected: list | torch.Tensor):
     torch.testing.assert_close(ours, torch.as_tensor(expected, dtype=ours.dtype))
 
 
-def test_masked_mean_leaves_out_what_is_no_token():
-    close(math.masked_mean(torch.tensor([[1.0, 2, 3], [4, 5, 99]]), MASK), 3.0)
-
-
 @pytest.mark.parametrize(("estimator", "expected"), [("k1", [0.0, 0.5, -0.5]), ("k3", [0.0, 0.1065307, 0.1487213])])
 def test_kl_is_an_estimate_of_policy_against_reference(estimator: str, expected: list[float]):
     ours = math.kl_divergence(torch.tensor([-1.0, -1.0, -1.5]), torch.tensor([-1.0, -1.5, -1.0]), estimator)

@@ -28,6 +28,11 @@ def test_tags_and_masks_that_the_dialogue_lacks_are_counted_once_each():
     assert unseen_tags(TALK, "#Person3#은 #Person2#와 #Address#에서 #Person3#을 본다.") == 2
 
 
+def test_an_amount_a_thousand_times_too_small_is_unseen():
+    dialogue = "#Person1#: 보증금은 500만 원이고 월세는 40만 원이야."
+    assert unseen_numbers(dialogue, "#Person1#은 보증금이 500원, 월세가 40원이라고 말합니다.") == 2
+
+
 def test_a_number_is_unseen_by_value_not_by_spelling():
     assert unseen_numbers(TALK, "3시에 25,000원짜리 표로 4명이 온다.") == 0
     assert unseen_numbers(TALK, "5시에 25,000원짜리 표로 6명이 온다.") == 2
@@ -59,7 +64,7 @@ def test_a_cut_summary(summary):
 
 @pytest.mark.parametrize(
     ("summary", "share"),
-    [("갑니다. 옵니다.", 1), ("간다. 옵니다!", 0.5), ("간다", 0), ("They go.", 1), ("갑니다", 1)],
+    [("갑니다. 옵니다.", 1), ("간다. 옵니다!", 0.5), ("간다", 0), ("They go to No. 5. They go.", 1), ("갑니다", 1)],
 )
 def test_formal_share(summary, share):
     assert formal_share(summary) == share
