@@ -59,7 +59,7 @@ def is_cut(summary: str) -> bool:
 def formal_share(summary: str) -> float:
     """The share of the Korean sentences that end in the formal -니다: 0 to 1, and 1 where there is no Korean one."""
     parts = re.split(r"(?<=[.!?…])\s+", summary.strip())
-    sentences = [part for part in parts if language(part) == "ko" and re.search("[가-힣]", part)]  # 5. is of none
+    sentences = [part for part in parts if any(map(str.isalpha, part)) and language(part) == "ko"]  # 5. has no letter
     formal = sum(bool(re.search("니다[.!?…]*$", part.rstrip(_CLOSING))) for part in sentences)
     return formal / len(sentences) if sentences else 1.0
 

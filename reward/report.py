@@ -43,7 +43,8 @@ def report(
         `fit`, `accuracy` (share of pairs whose chosen summary scores higher; a tie counts half), the same
         `without_faults` (pairs of which neither text was made worse on purpose; those are the hard ones), `by_kind` and
         `by_length_bin`, `spearman` (of score and label within a dialogue, mean), `calibration`, `length_correlation`
-        (Pearson, of score and characters), and `scores` by kind of candidate.
+        (Pearson, of score and characters), `length_slope` (what the scale takes off, fitted on these references), and
+        `scores` by kind of candidate.
     """
     texts = list(dict.fromkeys([(label.id, label.text) for label in labels] + _texts(pairs)))
     dialogues = {record.id: record.dialogue for record in records}
@@ -77,6 +78,7 @@ def report(
         "by_length_bin": accuracy_by(lambda pair: pair.length_bin, BINS),
         "spearman": spearman_within(labels, scores),
         "calibration": calibration(margins * model.scale.deviation),
+        "length_slope": model.scale.length_slope,
         "length_correlation": {
             "references": correlation(by_kind["reference"]),
             "candidates": correlation([item for own in by_kind.values() for item in own]),
@@ -224,7 +226,8 @@ _PAGE = """<!doctype html>
   {{ "%.3f"|format(calibration.error) }}. Correlation with length:
   {% for name, value in length_correlation.items() -%}
   {{ "%.3f"|format(value) if value is not none else "none" }} over {{ name }}{{ ", " if not loop.last else "." }}
-  {%- endfor %} What length brings these references was taken off the scores, so over them it is near 0.</p>
+  {%- endfor %}{% if length_slope %} What length brings these references was taken off the scores, so over them it is near
+  0.{% endif %}</p>
 <div class="plots">{% for plot in plots %}<div>{{ plot|safe }}</div>{% endfor %}</div>
 {% for heading, rows in (("kind of pair", by_kind), ("length", by_length_bin)) %}
 <h2>Accuracy by {{ heading }}</h2>

@@ -181,7 +181,7 @@ def test_the_report_says_what_the_model_is_worth(finished: Path):
     expected = {
         "fit", "min_accuracy", "accuracy", "pairs", "without_faults", "dialogues", "by_kind", "by_length_bin",
         "spearman", "calibration",
-        "length_correlation", "scores", "lengths",
+        "length_correlation", "length_slope", "scores", "lengths",
     }  # fmt: skip
     assert report.keys() == expected
     assert report["pairs"] == len(rows(finished / "data" / "held_out.pairs.jsonl"))
