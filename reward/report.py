@@ -226,8 +226,8 @@ _PAGE = """<!doctype html>
   {{ "%.3f"|format(calibration.error) }}. Correlation with length:
   {% for name, value in length_correlation.items() -%}
   {{ "%.3f"|format(value) if value is not none else "none" }} over {{ name }}{{ ", " if not loop.last else "." }}
-  {%- endfor %}{% if length_slope %} What length brings these references was taken off the scores, so over them it is near
-  0.{% endif %}</p>
+  {%- endfor %}{% if length_slope %} What length brings these references was taken off the scores, so over
+  them it is near 0.{% endif %}</p>
 <div class="plots">{% for plot in plots %}<div>{{ plot|safe }}</div>{% endfor %}</div>
 {% for heading, rows in (("kind of pair", by_kind), ("length", by_length_bin)) %}
 <h2>Accuracy by {{ heading }}</h2>

@@ -180,8 +180,7 @@ def test_the_report_says_what_the_model_is_worth(finished: Path):
     report = json.loads((finished / "report.json").read_text("utf-8"))
     expected = {
         "fit", "min_accuracy", "accuracy", "pairs", "without_faults", "dialogues", "by_kind", "by_length_bin",
-        "spearman", "calibration",
-        "length_correlation", "length_slope", "scores", "lengths",
+        "spearman", "calibration", "length_correlation", "length_slope", "scores", "lengths",
     }  # fmt: skip
     assert report.keys() == expected
     assert report["pairs"] == len(rows(finished / "data" / "held_out.pairs.jsonl"))
