@@ -66,7 +66,7 @@ class DataArguments(RowArguments):
     )
     eval_dataset_path: str | None = field(
         default=None,
-        metadata={"help": "Held-out dialogues; by default the folder's eval file, or else a tenth of the data, 200 at most."},
+        metadata={"help": "Held-out dialogues; by default the folder's eval file, or else a tenth, 200 at most."},
     )
     max_train_rows: int | None = field(default=None, metadata={"help": "Use only the first rows for training."})
     max_eval_rows: int | None = field(default=None, metadata={"help": "Use only the first rows for evaluation."})
