@@ -19,6 +19,7 @@ from alignment.data import (
     write_rejected,
 )
 from alignment.errors import InputError
+from alignment.hub import hub_splits
 from alignment.splits import load_train_and_eval
 
 HELLO = "#Person1#: 안녕하세요.\n#Person2#: 네, 반가워요."
@@ -536,6 +537,7 @@ def hub(monkeypatch, tmp_path):
         return splits
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    hub_splits.cache_clear()
     return splits
 
 

@@ -174,7 +174,7 @@ def test_what_differs_from_the_defaults_is_taken_over_and_read_again(written, mo
     assert settings_for_sft(*again) | {"metric_for_best_model": "eval_rouge"} == settings
 
 
-def test_what_a_score_depends_on_makes_the_study_and_nothing_else():
+def test_what_a_score_depends_on_makes_the_study_and_nothing_else(tmp_path):
     def settings(*flags: str) -> dict:
         model, _, prompt, args = parse(CLASSES, list(flags), section="search")
         return settings_of_study(model, prompt, args, {"rows": 3})
@@ -182,8 +182,10 @@ def test_what_a_score_depends_on_makes_the_study_and_nothing_else():
     before = settings()
     json.dumps(before)
     assert before["data"] == {"rows": 3}
-    same = "--trials 3 --output_dir x --learning_rate 1 --lora_r 3 --prompt_form chat --per_device_eval_batch_size 1 "
-    assert settings(*(same + "--phase2_epochs 9 --resume_from_checkpoint true").split()) == before
+    of_sft = tmp_path / "run.yaml"
+    of_sft.write_text("learning_rate: 1\nlora_r: 3\nprompt_form: chat\n", "utf-8")
+    same = f"--config {of_sft} --trials 3 --output_dir x --per_device_eval_batch_size 1 --phase2_epochs 9 "
+    assert settings(*(same + "--resume_from_checkpoint true").split()) == before
     for flag in (
         "--lora_r_range 2 4",
         "--objective eval_loss",
