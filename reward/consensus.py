@@ -2,16 +2,25 @@
 
 from collections.abc import Callable
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
 from alignment.dialogue import language
 from alignment.errors import InputError
+from alignment.progress import Progress
 from reward.rouge import rouge
 
 
-def consensus(candidates: list[list[str]], profile: str | None = None) -> list[str]:
+def consensus(
+    candidates: list[list[str]], profile: str | None = None, description: str | None = None
+) -> list[str]:
     """Of each dialogue's candidates the one with the highest mean ROUGE against the others; of equals, the first.
+
+    Several processes share the dialogues.
 
     Args:
         profile: How ROUGE is computed; by default `strict` for Korean, else `english`.
+        description: Shown with a progress bar, or None for none.
 
     Raises:
         InputError: A dialogue has no candidate.
@@ -22,14 +31,20 @@ def consensus(candidates: list[list[str]], profile: str | None = None) -> list[s
     _check(candidates)
     everything = " ".join(text for texts in candidates for text in texts)
     profile = profile or ("strict" if language(everything) == "ko" else "english")
-    predictions, others = [], []
-    for texts in candidates:
-        for i, text in enumerate(texts):
-            rest = [other for j, other in enumerate(texts) if j != i and other.strip()]
-            predictions.append(text)
-            others.append(rest or ["-"])  # a lone text has nothing to be close to
-    scores = iter(rouge(predictions, others, profile).rows)
-    return _highest(candidates, [[next(scores)["mean"] for _ in texts] for texts in candidates])
+    state = PartialState()
+    own = range(state.process_index, len(candidates), state.num_processes)
+    chosen: list[tuple[int, str]] = []
+    with Progress(description if state.is_main_process else None, total=len(own)) as progress:
+        for row in own:
+            texts = candidates[row]
+            others = [[other for j, other in enumerate(texts) if j != i and other.strip()] for i in range(len(texts))]
+            # A lone text has nothing to be close to.
+            scores = rouge(texts, [rest or ["-"] for rest in others], profile).rows
+            chosen.append((row, _highest(texts, [score["mean"] for score in scores])))
+            progress.advance(1)
+    if state.num_processes > 1:
+        chosen = gather_object(chosen)
+    return [text for _, text in sorted(chosen)]
 
 
 def best_of(
@@ -48,11 +63,11 @@ def best_of(
     _check(candidates)
     flat = [(dialogue, text) for dialogue, texts in zip(dialogues, candidates, strict=True) for text in texts]
     values = iter(score(*map(list, zip(*flat, strict=True))))
-    return _highest(candidates, [[next(values) for _ in texts] for texts in candidates])
+    return [_highest(texts, [next(values) for _ in texts]) for texts in candidates]
 
 
-def _highest(candidates: list[list[str]], scores: list[list[float]]) -> list[str]:
-    return [texts[own.index(max(own))] for texts, own in zip(candidates, scores, strict=True)]
+def _highest(texts: list[str], scores: list[float]) -> str:
+    return texts[scores.index(max(scores))]
 
 
 def _check(candidates: list[list[str]]) -> None:

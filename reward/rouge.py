@@ -28,6 +28,7 @@ from reward.morphemes import kiwi_version, morphemes
 
 PROFILES = ("aistages", "nikl", "strict", "english")
 
+TEXTS = 2**12  # whose tokens are kept: `mbr` compares each summary with many, and analysing them is most of the time
 BLOCK = 2**16  # rows drawn at a time: 10,000 resamples of 12,000 rows at once would be 1 GB
 NOT_NIKL = re.compile(r"[^A-Za-z0-9가-힣]")
 
@@ -165,7 +166,8 @@ def _check(predictions: list[str], references: list[list[str]], profile: str) ->
 def _metric(profile: str) -> tuple[Score, str]:
     """Load what a profile needs, once: how it scores, and the name and version of its tokenizer."""
     if profile == "english":
-        return _clipped(None), f"rouge-score {version('rouge-score')} (nltk {version('nltk')} Porter stemmer)"
+        words = _require("rouge_score.tokenizers", "rouge-score").DefaultTokenizer(use_stemmer=True).tokenize
+        return _clipped(words), f"rouge-score {version('rouge-score')} (nltk {version('nltk')} Porter stemmer)"
     if profile == "strict":
         return _clipped(lambda text: [morpheme.form for morpheme in morphemes(text)]), kiwi_version()
     mecab, tokenizer = _mecab()
@@ -187,11 +189,11 @@ def _mecab() -> tuple[Tokenize, str]:
     return morphemes, f"python-mecab-ko {version('python-mecab-ko')} (mecab-ko-dic {version('python-mecab-ko-dic')})"
 
 
-def _clipped(tokenize: Tokenize | None) -> Score:
-    """Count as `rouge-score` does, on these tokens or, if None, on its own stemmed English words."""
-    tokenizer = SimpleNamespace(tokenize=tokenize) if tokenize else None
+def _clipped(tokenize: Tokenize) -> Score:
+    """Count as `rouge-score` does, on these tokens."""
+    tokenizer = SimpleNamespace(tokenize=functools.lru_cache(TEXTS)(tokenize))
     module = _require("rouge_score.rouge_scorer", "rouge-score")
-    scorer = module.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True, tokenizer=tokenizer)
+    scorer = module.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=tokenizer)
 
     def score(prediction: str, reference: str) -> Scores:
         found = scorer.score(reference, prediction)
@@ -206,17 +208,18 @@ def _aistages(tokenize: Tokenize) -> Score:
     Source: rouge 1.0.1, rouge/rouge.py and rouge/rouge_score.py, `exclusive=True`.
     """
 
-    def sentences(text: str) -> list[list[str]]:
+    @functools.lru_cache(TEXTS)
+    def parts(text: str) -> tuple[list[list[str]], set[str], set[tuple[str, str]]]:
         # Every period ends a sentence, even that of 3.5; blanks between two periods count as one empty word.
-        return [part.split() or [""] for part in " ".join(tokenize(text)).split(".") if part]
+        sentences = [part.split() or [""] for part in " ".join(tokenize(text)).split(".") if part]
+        words = list(chain(*sentences))
+        return sentences, set(words), set(pairwise(words))
 
     def score(prediction: str, reference: str) -> Scores:
-        predicted, expected = sentences(prediction), sentences(reference)
+        predicted, unigrams, bigrams = parts(prediction)
+        expected, expected_unigrams, expected_bigrams = parts(reference)
         if not predicted or not expected:  # the library raises here
             return 0.0, 0.0, 0.0
-        words, expected_words = list(chain(*predicted)), list(chain(*expected))
-        unigrams, expected_unigrams = set(words), set(expected_words)
-        bigrams, expected_bigrams = set(pairwise(words)), set(pairwise(expected_words))
         in_order = set().union(*(_lcs_words(one, other) for one, other in product(expected, predicted)))
         return (
             _f1(unigrams & expected_unigrams, unigrams, expected_unigrams),

@@ -205,7 +205,7 @@ class System:
             return candidates[0]
         by_dialogue = [list(texts) for texts in zip(*candidates, strict=True)]
         if self.how.combine == "mbr":
-            return consensus(by_dialogue, self.how.mbr_profile)
+            return consensus(by_dialogue, self.how.mbr_profile, description and "Comparing candidates")
         folder = str(Path(self.how.reward_model or "") / "model")
         scorer = loaded(f"reward {folder}", lambda: RewardModel.load(folder))
         return best_of(by_dialogue, dialogues, partial(scorer.score, description=description and "Scoring candidates"))

@@ -32,7 +32,7 @@ def test_a_first_candidate_without_words_does_not_make_english_korean(monkeypatc
     monkeypatch.setitem(consensus.__globals__, "rouge", lambda *args: profiles.append(args[2]) or ours(*args))
     consensus([["", "the dog ran"], ["the dog sat", "a dog sat"]])
     consensus([["", "개가 달렸다."], ["개가 앉았다.", "개가 앉다."]])
-    assert profiles == ["english", "strict"]
+    assert profiles == ["english", "english", "strict", "strict"]
 
 
 def test_the_best_score_wins_and_each_candidate_is_scored_with_its_dialogue():
