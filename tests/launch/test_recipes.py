@@ -119,9 +119,11 @@ def test_two_processes_resume_within_the_second_epoch(launched: dict[int, Path],
     assert (killed / "phase1" / "adapter_model.safetensors").read_bytes() == expected
 
 
-def test_two_processes_write_and_score_what_one_does(tiny_model: Path, dialogues: Path, tmp_path: Path):
+@pytest.mark.parametrize("how", ["", " --combine mbr --samples 3"])
+def test_two_processes_write_and_score_what_one_does(tiny_model: Path, dialogues: Path, how: str, tmp_path: Path):
     for name, run in ALONE_AND_TOGETHER.items():
         flags = f"--model {tiny_model} --dataset_path {dialogues} --max_eval_rows 3 --batch_size 1 --max_new_tokens 8"
+        flags += how
         said = run("evaluate", [*flags.split(), "--output_dir", str(tmp_path / str(name))])
         assert said.count("Written:") == 1  # two that take themselves for the only one would both say so
         assert sorted(file.name for file in (tmp_path / str(name)).iterdir()) == [
