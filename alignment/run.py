@@ -23,6 +23,7 @@ from transformers.trainer_callback import TrainerState
 
 from alignment.errors import InputError
 from alignment.formats import partial_of
+from alignment.models import native_dtype
 from alignment.progress import console, peak_memory_gib
 
 MANIFEST = "manifest.json"
@@ -255,6 +256,7 @@ class Run:
             "commit": _commit(),
             "machine": _machine(),
             "world_size": PartialState().num_processes,
+            "dtype": settings.get("dtype") or str(native_dtype()).removeprefix("torch."),
         }
         finished, checkpoint = cls._inspect(folder, previous, manifest, resume if wanted else None, how_to_overwrite)
         if finished and previous:
@@ -287,6 +289,8 @@ class Run:
                 raise InputError(f"{folder}: exists and is not empty. Choose another --output_dir.")
             return False, None
         old, new = previous["settings"], manifest["settings"]
+        if not previous["finished"] and "dtype" in previous:  # as it came to be: another machine's default may differ
+            old, new = old | {"dtype": previous["dtype"]}, new | {"dtype": manifest["dtype"]}
         changed = [f"{k} {old.get(k)} -> {new[k]}" for k in new if k not in FREE_SETTINGS and old.get(k) != new[k]]
         if previous.get("data") != manifest.get("data"):
             changed.insert(0, "other dialogues")

@@ -9,6 +9,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 from recipe_runs import FORKED, forked
 from transformers.trainer_callback import TrainerState
 
@@ -50,6 +51,22 @@ def test_a_run_that_begins_again_counts_from_its_beginning(tmp_path: Path):
     assert current.checkpoint is None
     current.finish()
     assert current.manifest["seconds"] < 10
+
+
+def test_a_run_does_not_go_on_in_the_native_type_of_another_machine(tmp_path: Path, monkeypatch):
+    def of_type(dtype: str | None) -> Run:
+        return Run.start("Run", folder, {"seed": 1, "dtype": dtype}, {}, resume="true")
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr("alignment.run.native_dtype", lambda: torch.bfloat16)
+    of_type(None)
+    write_checkpoint(folder, 4, after_seconds=1)
+    monkeypatch.setattr("alignment.run.native_dtype", lambda: torch.float32)
+    with pytest.raises(InputError, match=r"other settings \(dtype bfloat16 -> float32\)"):
+        of_type(None)
+    assert of_type("bfloat16").checkpoint == folder / "checkpoint-4"  # the same, said aloud
+    of_type("bfloat16").finish()
+    assert of_type("bfloat16").finished
 
 
 def work(folder: Path, said: Connection) -> None:
