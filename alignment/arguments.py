@@ -206,6 +206,8 @@ class TrainerArguments:
                 raise InputError(f"--{name} {value}: expected {least} or more.")
         if self.max_steps <= 0:  # type: ignore[attr-defined]
             check_epochs("num_train_epochs", self.num_train_epochs)  # type: ignore[attr-defined]
+        if self.early_stopping_patience != TrainerArguments.early_stopping_patience and not self.load_best_model_at_end:
+            raise InputError("--early_stopping_patience: has no effect without --load_best_model_at_end true.")
         chosen_by = self.metric_for_best_model  # type: ignore[attr-defined]
         if self.MEASURES and chosen_by is not None and chosen_by.removeprefix("eval_") not in self.MEASURES:
             expected = " or ".join(f"eval_{name}" for name in self.MEASURES)

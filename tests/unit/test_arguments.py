@@ -398,6 +398,10 @@ def test_the_nearest_name_is_one_with_an_effect(word, nearest):
         ("--num_train_epochs nan", "--num_train_epochs nan: expected more than 0."),
         ("--metric_for_best_model rouge --rouge_eval_rows 0", "needs --rouge_eval_rows of 1 or more"),
         ("--ddp_timeout 9", "--ddp_timeout: has no effect here"),
+        (
+            "--early_stopping_patience 9 --load_best_model_at_end false",
+            "--early_stopping_patience: has no effect without --load_best_model_at_end true.",
+        ),
         ("--metric_for_best_model None", "--metric_for_best_model None: expected eval_loss or eval_rouge."),
         ("--accelerator_config nowhere.json", "nowhere.json"),
     ],
