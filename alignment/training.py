@@ -87,6 +87,12 @@ class AdapterCheckpoints(Trainer):
         for name, parameter in self.model.named_parameters():
             parameter.data = parameter.data.to(types[name])
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The micro-batches of the next step; none where `EarlyStopping` had stopped the run before it was killed."""
+        if self.control.should_training_stop:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):  # which transformers 5.23 leaves at seed 42
@@ -124,6 +130,18 @@ class SamplerEpoch(TrainerCallback):
             sampler.set_epoch(int(state.epoch or 0))
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """Stops again, before another step, a run that had stopped and was killed as it wrote, say, its last summaries."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """By now it knows how long it had waited; transformers 5.23 has just set the control back."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
 def add_callbacks(trainer: Trainer, progress: TrainerCallback, early_stopping_patience: int) -> None:
     """Gives a trainer its progress bar, early stopping where the best checkpoint is kept, and the mends above.
 
@@ -134,5 +152,5 @@ def add_callbacks(trainer: Trainer, progress: TrainerCallback, early_stopping_pa
     for callback in (progress, SamplerEpoch(), StopWhenNotFinite()):
         trainer.add_callback(callback)
     if trainer.args.load_best_model_at_end:
-        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience))
+        trainer.add_callback(EarlyStopping(early_stopping_patience))
     trainer.remove_callback(PrinterCallback)

@@ -81,6 +81,10 @@ class PPOConfig(TrainerArguments, TrainingArguments):
             )
         if self.max_steps > 0:
             raise InputError(f"--max_steps {self.max_steps}: PPO counts updates; use --num_updates.")
+        if "epoch" in (self.eval_strategy, self.save_strategy, self.logging_strategy):
+            raise InputError(
+                "--eval_strategy, --save_strategy, --logging_strategy: PPO counts updates; expected steps or no."
+            )
         if self.enable_jit_checkpoint:
             raise InputError(
                 "--enable_jit_checkpoint: would save amid an update. Use --save_steps, counted in updates."

@@ -1,8 +1,8 @@
 """Rollouts: completions sampled from the policy, and what the four roles say of them.
 
-Each completion has noise of its own, drawn from the seed and its place in the run. So it does not depend on which other
-prompts share its batch, on how many processes there are, or on whether the run was stopped in between. (See vllm.py for
-the other way to sample.)
+Each completion has noise of its own, drawn from the seed and its place in the run. So, but for rounding, it does not
+depend on which other prompts share its batch, on how many processes there are, or on whether the run was stopped in
+between. (See vllm.py for the other way to sample.)
 """
 
 import traceback

@@ -6,8 +6,7 @@ rollout is where its batches come from; checkpoints fall between updates, so non
 
 Departs from trl 1.12's `PPOTrainer`: one base for all roles (see roles.py); the losses are means over all tokens of a
 step, not over each micro-batch, so that they do not depend on how it is split; advantages are whitened over all
-processes; unless told to reread them, prompts are read once an update, with no gradient through them; and see math.py
-for where the score is added.
+processes; prompts are read once an update, unless told otherwise, without a gradient; and see math.py for the score.
 """
 
 import json
@@ -83,6 +82,8 @@ class PPOTrainer(AdapterCheckpoints):
         tokenizer = processing_class or models.load_tokenizer(roles.name_or_path)
         self.scorers = scorer if isinstance(scorer, dict) else {"score": scorer}
         self.scorer_weights = dict.fromkeys(self.scorers, 1.0) | (scorer_weights or {})
+        if unknown := self.scorer_weights.keys() - self.scorers:
+            raise InputError(f"scorer_weights: {', '.join(unknown)}: expected some of {', '.join(self.scorers)}.")
         self.metric, self.end_token_id = metric, tokenizer.eos_token_id if end_token_id is None else end_token_id
         self.max_new_tokens = args.max_new_tokens or 128
         if eval_dataset is None:
@@ -111,7 +112,7 @@ class PPOTrainer(AdapterCheckpoints):
         self.scale: tuple[float, float] | None = None  # mean and deviation of the scores in the first rollout
         self._figures: dict[str, float] = {}  # of the rollout, for the log
         self._sums: list[Tensor] = []  # of the steps since
-        if metric is not None and args.metric_for_best_model:
+        if metric is not None and args.metric_for_best_model and args.greater_is_better:
             self.add_callback(RewardHacking(args.metric_for_best_model))
         add_callbacks(self, PPOProgress(self.steps_per_update), args.early_stopping_patience)
 
@@ -151,8 +152,7 @@ class PPOTrainer(AdapterCheckpoints):
         best = Path(self.state.best_model_checkpoint or "checkpoint-0") if self.args.load_best_model_at_end else None
         if best and step_of(best) not in range(1, self.state.global_step):  # the policy that went too far, or none
             best = self.state.best_model_checkpoint = None
-        checkpoint = best or last_checkpoint(Path(str(self.args.output_dir)), before=self.state.global_step)
-        if checkpoint:
+        if checkpoint := best or last_checkpoint(Path(str(self.args.output_dir)), before=self.state.global_step):
             self.roles.load(checkpoint)
         say(
             f"Stopped at update {update}: KL {self._figures['kl']:.1f} is above --max_kl {self.args.max_kl}. "
@@ -296,8 +296,7 @@ class PPOTrainer(AdapterCheckpoints):
         of_value, value_clipped = ppo.value_loss(values, inputs["old_values"], inputs["returns"], args.cliprange_value)
         share = self.accelerator.num_processes / inputs["tokens"].to(mask.device)  # DDP takes the mean of gradients
         policy_loss, value_loss = (of_policy * mask).sum() * share, (of_value * mask).sum() * share
-        learns = float(inputs["update"] >= args.value_warmup_updates)
-        loss = learns * policy_loss + args.vf_coef * value_loss
+        loss = float(inputs["update"] >= args.value_warmup_updates) * policy_loss + args.vf_coef * value_loss
         with torch.no_grad():
             log_ratio = log_probs - inputs["old_log_probs"]
             per_token = (0.5 * log_ratio**2, log_ratio.exp(), entropy, policy_clipped, value_clipped)
@@ -322,10 +321,9 @@ class PPOTrainer(AdapterCheckpoints):
             names = ("policy_loss", "value_loss", "approx_kl", "ratio", "step_entropy", "clipped", "value_clipped")
             steps = max(1, len(self._sums) // self.args.gradient_accumulation_steps)
             means = self._sum(torch.stack(self._sums).sum(0)) / steps / self.accelerator.num_processes
-            seconds = time.monotonic() - self._update_since
             logs |= self._figures | dict(zip(names, means.tolist(), strict=True))
             logs["learning_seconds"] = round(time.monotonic() - self._learning_since, 3)
-            logs["tokens_per_second"] = round(self._tokens / seconds, 1)
+            logs["tokens_per_second"] = round(self._tokens / (time.monotonic() - self._update_since), 1)
             self._sums = []
         updates = self.state.global_step / self.steps_per_update
         self.state.epoch = updates * self.args.rollout_batch_size / self.args.num_generations / len(self.prompt_ids)

@@ -346,6 +346,22 @@ def test_early_stopping_waits_until_the_policy_learns(tmp_path: Path):
     assert one.state.global_step // one.steps_per_update == 7
 
 
+def test_killed_after_it_stopped_early_it_does_not_go_on(tmp_path: Path):
+    patient = {"early_stopping_patience": 2, "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
+    one = trainer(tmp_path, num_updates=5, **patient, **held_out([10.0, 30.0, 20.0, 20.0]))
+    one.train()
+    again = trainer(tmp_path, num_updates=5, **patient, **held_out([99.0] * 9))
+    again.train(resume_from_checkpoint=str(last_checkpoint(tmp_path)))
+    assert again.state.global_step == one.state.global_step == 3 * one.steps_per_update
+    assert again.state.best_model_checkpoint == one.state.best_model_checkpoint
+    torch.testing.assert_close(again.roles.state_dict(), one.roles.state_dict(), rtol=0, atol=0)
+
+
+def test_a_weight_of_no_scorer_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="scorer_weights: lenght: expected some of score"):
+        trainer(tmp_path, scorer_weights={"lenght": 2.0})
+
+
 def test_the_kl_coefficient_doubles_above_half_of_max_kl_and_ppo_stops_above_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -467,6 +483,7 @@ def test_a_faulty_scorer_is_told(tmp_path: Path, scorer: Callable, message: str)
         ({"num_generations": 3}, "--num_generations 3: expected a divisor of the 8 completions"),
         ({"max_length": 20, "max_new_tokens": 16}, "Prompt 4: 5 tokens and 16 for the completion.*at most 20"),
         ({"enable_jit_checkpoint": True}, "--enable_jit_checkpoint: would save amid an update"),
+        ({"save_strategy": "epoch"}, "--save_strategy, --logging_strategy: PPO counts updates; expected steps or no"),
         ({"max_steps": 7}, "--max_steps 7: PPO counts updates; use --num_updates"),
         ({"gradient_checkpointing": True}, "--gradient_checkpointing true has no effect .* --reread_prompts true"),
         ({"bf16": True}, "--bf16, --fp16: .* the type of --dtype"),

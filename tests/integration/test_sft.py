@@ -382,12 +382,17 @@ def test_training_stops_when_the_held_out_loss_no_longer_falls(overshooting: Pat
     assert losses.index(min(losses)) == len(losses) - 3
 
 
-def test_a_resumed_run_stops_when_it_would_have(overshooting: Path, sft_flags_for: Flags, tmp_path: Path):
+@pytest.mark.parametrize("steps_before", [2, 0])  # one evaluation without progress behind it, or both
+def test_a_resumed_run_stops_when_it_would_have(
+    overshooting: Path, sft_flags_for: Flags, tmp_path: Path, steps_before: int
+):
     stopped_at = len(curve(overshooting, "loss"))
     shutil.copytree(overshooting, tmp_path / "out" / "phase1")
-    unfinish(tmp_path / "out" / "phase1", last_step=stopped_at - 2)  # one evaluation without progress behind it
+    unfinish(tmp_path / "out" / "phase1", last_step=stopped_at - steps_before)
     train(sft_flags_for(tmp_path / "out", **OVERSHOOTING, resume_from_checkpoint=True))
-    assert len(curve(tmp_path / "out" / "phase1", "loss")) == stopped_at
+    for name in ("loss", "eval_loss"):
+        assert curve(tmp_path / "out" / "phase1", name) == curve(overshooting, name)
+    assert (tmp_path / "out" / "phase1" / ADAPTER).read_bytes() == (overshooting / ADAPTER).read_bytes()
 
 
 def test_training_stops_when_rouge_no_longer_rises(sft_flags: Flags, tmp_path: Path):
