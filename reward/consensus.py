@@ -11,9 +11,7 @@ from alignment.progress import Progress
 from reward.rouge import rouge
 
 
-def consensus(
-    candidates: list[list[str]], profile: str | None = None, description: str | None = None
-) -> list[str]:
+def consensus(candidates: list[list[str]], profile: str | None = None, description: str | None = None) -> list[str]:
     """Of each dialogue's candidates the one with the highest mean ROUGE against the others; of equals, the first.
 
     Several processes share the dialogues.
