@@ -180,9 +180,6 @@ class TrainerArguments:
     project: str = field(default="yoyak", metadata={"help": "The project that --report_to files runs under."})
     report_to: list[str] = field(default_factory=list, metadata={"help": "trackio, tensorboard or wandb."})
     bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16 (for float32 weights)."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Look for weights without a gradient in each step; LoRA leaves none."}
-    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     disable_tqdm: bool | None = field(default=True, metadata={"help": "The recipes show their own progress."})
     include_num_input_tokens_seen: str = field(

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from alignment.errors import InputError
 from alignment.progress import console
 from alignment.run import release
+from alignment.training import uses
 
 # In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
 DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
@@ -39,7 +40,7 @@ def launch(main: Callable[[], None], shards: bool = True) -> None:
         PartialState(cpu=on_cpu, timeout=timedelta(hours=2))  # one may have longer summaries to write than another
     together = True  # all processes end here, or one alone, which the others wait for until the launcher ends them
     try:
-        if not shards and "true" in (os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED")):
+        if not shards and (uses("FSDP") or uses("DEEPSPEED")):
             raise InputError(
                 "This recipe needs the whole base on each GPU: not FSDP or DeepSpeed, but "
                 "accelerate_configs/multi_gpu.yaml, with --load_in_4bit true where memory is short."

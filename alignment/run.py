@@ -23,8 +23,8 @@ from transformers.trainer_callback import TrainerState
 
 from alignment.errors import InputError
 from alignment.formats import partial_of
-from alignment.models import native_dtype
 from alignment.progress import console, peak_memory_gib
+from alignment.weights import native_dtype
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.state import is_initialized
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -162,6 +163,8 @@ def make_trainer(
 ) -> DialogueSFTTrainer:
     """A trainer on examples that are tokenised and fitted already, with progress, early stopping and held-out ROUGE."""
     args.dataset_kwargs = {"skip_prepare_dataset": True}
+    if is_initialized():  # by an earlier trainer of this process, whose DeepSpeed serves this one as well
+        args.deepspeed_plugin = None  # accelerate takes no second one
     trainer = DialogueSFTTrainer(
         model=model,
         args=args,

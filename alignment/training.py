@@ -1,6 +1,7 @@
 """What every trainer here shares: checkpoints that resume exactly, progress, and an end when nothing can be learnt."""
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,11 @@ def let_gradients_through(model: Any) -> Any:
     return model
 
 
+def uses(sharding: str) -> bool:
+    """Whether `accelerate launch` was told to share the weights among processes by `FSDP` or `DEEPSPEED`."""
+    return os.environ.get(f"ACCELERATE_USE_{sharding}", "false").lower() == "true"
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether no process has all of the weights: under FSDP2 or ZeRO-3."""
     return is_deepspeed_zero3_enabled() or any(isinstance(weight, DTensor) for weight in model.parameters())
@@ -64,6 +70,13 @@ class AdapterCheckpoints(Trainer):
                 "--fp16 true: scales gradients of float32 weights alone, and these are 16-bit (TRL makes adapters on "
                 "quantised weights bfloat16). Leave it out, or use --dtype float32 without quantisation."
             )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """DDP looks for unused weights only where there are some: in what a model sees images with."""
+        if self.args.ddp_find_unused_parameters is None:
+            config = self.model.config
+            self.args.ddp_find_unused_parameters = config.get_text_config() is not config
+        super().create_accelerator_and_postprocess()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves adapter and tokenizer, without the pickle of all settings: nothing reads it, the manifest has them."""

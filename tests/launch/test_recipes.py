@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -100,6 +101,37 @@ def test_weights_that_two_processes_share_write_and_learn_as_whole_ones(tiny_mod
     assert result.returncode == 0, result.stderr
     assert "process 0: 28 gradients agree" in result.stdout
     assert "process 1: 28 gradients agree" in result.stdout
+
+
+def finished_sharded(config: str, folder: Path, sft_flags_for: Flags, **changes: object) -> Path:
+    """A whole run of two processes that share every weight, with the dialogues and batches of `launched`."""
+    flags = sft_flags_for(
+        folder, use_cpu=False, lora_dropout=0, gradient_accumulation_steps=1, per_device_eval_batch_size=1,
+        rouge_eval_rows=1, dataloader_pin_memory=False, **changes,
+    )  # fmt: skip
+    result = launch(config, ["recipes/sft.py", *flags], "tests/on_cpu.py")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("49 of 49 weights are shared") == 4  # two phases in two processes
+    return folder
+
+
+def test_4_bit_weights_that_fsdp2_shares_go_through_both_phases(
+    launched: dict[int, Path], sft_flags_for: Flags, tmp_path: Path
+):
+    folder = finished_sharded("fsdp2_qlora", tmp_path, sft_flags_for, dtype="bfloat16", load_in_4bit=True)
+    for phase in ("phase1", "phase2"):
+        assert curve(folder / phase, "loss") == pytest.approx(curve(launched[2] / phase, "loss"), rel=2e-2)
+
+
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
+def test_weights_that_zero3_shares_learn_as_whole_ones(
+    launched: dict[int, Path], sft_flags_for: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    folder = finished_sharded("zero3", tmp_path, sft_flags_for, load_best_model_at_end=False)
+    for phase in ("phase1", "phase2"):
+        for name in ("loss", "eval_loss"):
+            assert curve(folder / phase, name) == pytest.approx(curve(launched[2] / phase, name), rel=1e-4)
 
 
 def test_two_processes_resume_within_the_second_epoch(launched: dict[int, Path], sft_flags_for: Flags, tmp_path: Path):

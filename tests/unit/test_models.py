@@ -22,6 +22,7 @@ from transformers import (
 from alignment import embedded, models
 from alignment.arguments import ModelArguments
 from alignment.errors import InputError
+from alignment.weights import native_dtype
 from recipes import sft
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -114,7 +115,28 @@ def test_named_targets_that_the_model_lacks_are_refused(tiny_model):
 )
 def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(monkeypatch, knows, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: knows)
-    assert models.native_dtype() == dtype
+    assert native_dtype() == dtype
+
+
+@pytest.mark.parametrize(
+    ("sharding", "changes", "says"),
+    [
+        ("FSDP", {"load_in_8bit": True}, "stored as float32, and no 8-bit ones"),
+        ("FSDP", {"load_in_4bit": True, "bnb_4bit_quant_storage": "uint8"}, "leave --bnb_4bit_quant_storage out"),
+        ("DEEPSPEED", {"load_in_4bit": True}, "ZeRO-3 shards no quantised weights. Use --load_in_4bit false"),
+    ],
+)
+def test_weights_that_cannot_be_sharded_are_refused(tiny_model, monkeypatch, sharding, changes, says):
+    monkeypatch.setenv(f"ACCELERATE_USE_{sharding}", "true")
+    with pytest.raises(InputError, match=says):
+        models.check_trainable(arguments(tiny_model, **changes))
+
+
+def test_fsdp_has_4_bit_weights_stored_as_the_others(tiny_model, monkeypatch):
+    four_bit = arguments(tiny_model, load_in_4bit=True)
+    assert models.quantization(four_bit, torch.bfloat16).bnb_4bit_quant_storage == torch.uint8
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert models.quantization(four_bit, torch.bfloat16).bnb_4bit_quant_storage == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

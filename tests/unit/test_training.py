@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from recipe_runs import result_of
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, PretrainedConfig, TrainingArguments
 
-from alignment.training import return_freed_memory
+from alignment.training import AdapterCheckpoints, return_freed_memory
 
 
 def resident_mib() -> float:
@@ -31,3 +32,31 @@ def kept_mib(how: str) -> float:
 @pytest.mark.parametrize(("how", "low", "high"), [("kept", 150, 600), ("returned", -50, 50)])
 def test_freed_memory_is_returned_which_glibc_alone_keeps(how: str, low: float, high: float):
     assert low < result_of(kept_mib, how) < high
+
+
+TEXT = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16,
+}  # fmt: skip
+IMAGES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "looks"),
+    [
+        (Gemma3TextConfig(**TEXT), False),
+        (Gemma3Config(text_config=TEXT, vision_config=IMAGES, mm_tokens_per_image=4), True),
+    ],
+)
+def test_ddp_looks_for_weights_without_a_gradient_where_dialogues_leave_some(
+    config: PretrainedConfig, looks: bool, tmp_path: Path
+):
+    model = AutoModelForCausalLM.from_config(config)
+    trainer = AdapterCheckpoints(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+    assert trainer.accelerator.ddp_handler.find_unused_parameters == looks
+    model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    unused = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert bool(unused) == looks
