@@ -26,7 +26,7 @@ HELD_OUT = ("eval", "dev", "validation", "valid", "val")  # a test file is not f
 SPLIT_STEMS = {"train": ("train",), "held_out": HELD_OUT, "eval": (*HELD_OUT, "test")}
 SHOWN = 20  # names in a message
 _NO_BREAK = re.compile(r"\\n|<br ?/?>|#\w+#\s*[:：].*#\w+#\s*[:：]", re.IGNORECASE)
-_NOTHING = re.compile("nan|none", re.IGNORECASE)  # as Python writes it
+_NOTHING = re.compile(r"nan|none|#(name\?|n/a|ref!|value!)", re.IGNORECASE)  # as Python, or a spreadsheet, writes it
 _NO_LETTER = re.compile("[\u200b\u2060\ufeff]|_x000D_(?=\n|\\Z)")  # blanks without width, and Excel's carriage return
 # Where each field of a record is looked for, first match first; `columns` puts the user's own name in their place.
 KEYS = {
@@ -35,6 +35,7 @@ KEYS = {
     "references": ("references", "summaries", "summary"),
     "topic": ("topic", "topic1"),
 }
+SPEAKERS, UTTERANCES = ("speaker", "participantID", "role"), ("utterance", "text", "content")  # of a turn
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _find_rows(
     place = place_of(path)
     file = find_split(path, split) or place  # one file is read whole, whichever split it stands for
     if file.is_dir():
-        there, wanted = listed(sorted(entry.name for entry in file.iterdir())), listed(SPLIT_STEMS[split])
+        there, wanted = _some(sorted(entry.name for entry in file.iterdir())), listed(SPLIT_STEMS[split])
         raise InputError(f"{file} holds {there}; expected for {split} one of {wanted}, ending in {listed(EXTENSIONS)}")
     source, rows = (str(file), file_rows(file)) if file.is_file() else (str(path), hub_rows(str(path), split))
     if not rows:
@@ -273,9 +274,12 @@ def _find_rows(
             cure = """training and scoring need summaries: say what holds them, --columns '{"references": "text"}'"""
             cure += ", or have them written by recipes/summarize.py"
         cure += f", or add a column {keys['id'][-1]}" if "id" in needed and known.isdisjoint(keys["id"]) else ""
-        there = listed([*present][:SHOWN]) + (f" and {len(present) - SHOWN} more" if len(present) > SHOWN else "")
-        raise InputError(f"{source}: no column or key {listed(missing)}; there are {there}; {cure}")
+        raise InputError(f"{source}: no column or key {listed(missing)}; there are {_some([*present])}; {cure}")
     return source, rows
+
+
+def _some(names: list[str]) -> str:
+    return listed(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def hub_holds_out(path: str | Path) -> bool:
@@ -352,10 +356,14 @@ def _several(value: Any) -> list[Any]:
 
 def _turn(number: int, turn: Any) -> str:
     """`speaker: utterance` on one line, since a line is a turn from here on; nothing where nothing was said."""
-    names = (_within(turn, key) for key in ("speaker", "participantID"))
-    if (speaker := next((name for name in names if name not in (None, "")), None)) is None:
-        raise InputError(f"turn {number} has no speaker or participantID: {turn!r:.60}")
-    utterance = clean(f"utterance of turn {number}", _within(turn, "utterance")).replace("\n", " ")
+    if isinstance(turn, str):  # "고객: 안녕하세요"
+        return clean(f"turn {number}", turn).replace("\n", " ")
+    speaker = next((name for key in SPEAKERS if (name := _within(turn, key)) not in (None, "")), None)
+    utterance = next((text for key in UTTERANCES if (text := _within(turn, key)) is not None), None)
+    for found, names in ((speaker, SPEAKERS), (utterance, UTTERANCES)):
+        if found is None:
+            raise InputError(f"turn {number} has no {' or '.join(names)}: {turn!r:.60}")
+    utterance = clean(f"utterance of turn {number}", utterance).replace("\n", " ")
     return f"{speaker}: {utterance}" if utterance else ""
 
 

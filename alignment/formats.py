@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
     """
     text = read_text(path).lstrip()
     first_line, _, rest = text.rstrip().partition("\n")
-    header = first_line.split(_delimiter(first_line))
+    header = _names(first_line.split(_delimiter(first_line)))
     if _JSON.match(first_line) or path.suffix.lower() in EXTENSIONS:
         return False
     if len(header) > 1 and re.search("[:：]", header[0]):  # such as `A: your name, id, and phone?`
@@ -138,6 +139,11 @@ def _json_rows(path: Path, text: str) -> list[Any]:
     return rows if isinstance(rows, list) else values
 
 
+def _names(fields: list[str]) -> list[str]:
+    """A header's names, composed (NFC): a Mac may write Hangul in letters, and --columns names it in syllables."""
+    return [unicodedata.normalize("NFC", name.strip().strip("\ufeff ")) for name in fields]
+
+
 def _delimiter(header: str) -> str:
     """Of comma, tab and semicolon that which the header has most of, or the first of these."""
     return max(",\t;", key=header.count)
@@ -161,13 +167,11 @@ def _csv_rows(path: Path, text: str) -> list[Any]:
         raise InputError(f"{path}: broken CSV {place}: {error}; {cure}") from error
     while lines[1:] and not any(map(str.strip, lines[-1][1])):  # what a spreadsheet leaves below its rows
         lines.pop()
-    header = [name.strip() for name in lines[0][1]]
+    header = _names(lines[0][1])
     if repeated := sorted({name for name in header if name and header.count(name) > 1}):
         raise InputError(f"{path}: the header names {listed(repeated)} more than once; rename all but one")
     for start, fields in lines:
-        if (
-            start > lines[0][0] and [name.strip("\ufeff ") for name in fields] == header
-        ):  # files that were put one after the other
+        if start > lines[0][0] and _names(fields) == header:  # files that were put one after the other
             raise InputError(f"{path}: line {start}: the header comes again; delete that line")
         if len(fields) != len(header):
             cure = "put text with commas or line breaks in double quotes"

@@ -48,6 +48,10 @@ class Attribution:
         found = Counter(name for difference in differences for name, value in difference.items() if value)
         columns = {name: i for i, name in enumerate(sorted(name for name, count in found.items() if count >= RAREST))}
         say(f"Who does what: {len(columns)} pieces of evidence from {len(differences)} dialogues of tagged speakers.")
+        if not differences:
+            say(
+                "So it is not learnt, nor are speaker swaps: that takes two tags as #Person1#, in dialogue and summary."
+            )
         if not columns:
             return cls({})
         cells = [

@@ -99,9 +99,16 @@ def test_plain_text_to_a_file(run, summaries, tmp_path):
     assert (tmp_path / "summary.txt").read_text("utf-8") == f"{summaries[FIRST]}\n"
 
 
+def test_what_kakaotalk_exports_is_not_taken_for_dialogues(run):
+    with pytest.raises(InputError, match="what KakaoTalk exports has dates and times among the turns"):
+        run("민수 님과 카카오톡 대화\n저장한 날짜 : 2026-11-01 10:00:00\n\n[민수] [오전 9:00] 안녕\n")
+
+
 def test_a_dialogue_with_blank_lines_between_its_turns_is_not_taken_for_many(run):
     with pytest.raises(InputError, match=r"most of its 3 dialogues are a single turn\. Take out the blank"):
         run("민수: 안녕\n\n지수: 응\n\n민수: 잘 가\n")
+    with pytest.raises(InputError, match=r"most of its 3 dialogues are a single turn"):
+        run("화자1: 안녕\n\n화자2: 응\n\n화자1: 잘 가\n")
     with pytest.raises(InputError, match=r"most of its 3 dialogues are a single turn"):
         run("#Person1#: 안녕\n\n#Person2#: 응\n\n#Person1#: 잘 가\n")
 

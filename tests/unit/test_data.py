@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import unicodedata
 from types import SimpleNamespace
 
 import pytest
@@ -169,6 +170,28 @@ def test_byte_order_mark_is_no_part_of_the_header_or_the_json(write):
 def test_crlf_csv_reads_like_lf(write):
     text = f'fname,dialogue,summary\na,"{HELLO}",안녕\nb,A: x,음\n'
     assert load_records(write(text.replace("\n", "\r\n"), "crlf"))[0] == load_records(write(text, "lf"))[0]
+
+
+def test_turns_may_be_lines_or_the_messages_of_a_chat(write):
+    turns = [
+        "고객: 안녕하세요.",
+        {"role": "상담사", "content": "네,\n말씀하세요."},
+        {"speaker": "고객", "text": "취소요."},
+    ]
+    expected = "고객: 안녕하세요.\n상담사: 네, 말씀하세요.\n고객: 취소요."
+    assert load_records(write([{"id": "a", "dialogue": turns}]))[0][0].dialogue == expected
+
+
+def test_a_header_in_letters_has_the_names_that_are_typed_in_syllables(write):
+    header = unicodedata.normalize("NFD", "번호,대화")
+    columns = {"id": "번호", "dialogue": "대화"}
+    assert load_records(write(f"{header}\na,A: x\n"), columns=columns)[0] == [Record("a", "A: x", ())]
+
+
+def test_a_folder_of_many_files_is_told_of_in_short(tmp_path):
+    for number in range(99):
+        (tmp_path / f"{number:02}.json").touch()
+    assert "19.json and 79 more; expected for train one of train" in fault_of(tmp_path)
 
 
 def test_a_speaker_may_be_the_number_nought(write):
@@ -378,13 +401,18 @@ BAD_ROWS = [
     (row("b", []), "empty dialogue"),
     (row("b", [{"utterance": "x"}]), "turn 1 has no speaker"),
     (row("b", [{"speaker": "A", "utterance": 3}]), "utterance of turn 1 is 3, not a string"),
-    (row("b", ["A: x"]), "turn 1 has no speaker or participantID: 'A: x'"),
+    (row("b", [7]), "turn 1 has no speaker or participantID or role: 7"),
+    (
+        row("b", [{"speaker": "A", "말": "x"}]),
+        "turn 1 has no utterance or text or content: {'speaker': 'A', '말': 'x'}",
+    ),
     (row("b", "A: \ud800"), "dialogue is not valid Unicode"),
     (row("b", summary=3), "reference is 3, not a string"),
     (row("b", references=["x", 3]), "reference is 3, not a string"),
     (row("b", summary={"text": "x"}), "reference is {'text': 'x'}, not a string"),
     (row("b", topic=3), "topic is 3, not a string"),
     (row("b", "nan"), "empty dialogue"),
+    (row("b", "#NAME?"), "empty dialogue"),
     (row("b", "[{'speaker': 'A'}]"), "\"[{'speaker': 'A'}]\" is a list written as text"),
     (row("first\u200b"), "duplicate id 'first'"),
     (row("first"), "duplicate id 'first', first used by row 1"),
