@@ -49,9 +49,7 @@ class Attribution:
         columns = {name: i for i, name in enumerate(sorted(name for name, count in found.items() if count >= RAREST))}
         say(f"Who does what: {len(columns)} pieces of evidence from {len(differences)} dialogues of tagged speakers.")
         if not differences:
-            say(
-                "So it is not learnt, nor are speaker swaps: that takes two tags as #Person1#, in dialogue and summary."
-            )
+            say("So it is not learnt, nor are speaker swaps: that takes tags such as #Person1#, in summaries too.")
         if not columns:
             return cls({})
         cells = [
