@@ -24,7 +24,6 @@ from alignment.run import is_main_process, say
 EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
 HELD_OUT = ("eval", "dev", "validation", "valid", "val")  # a test file is not for choosing a checkpoint
 SPLIT_STEMS = {"train": ("train",), "held_out": HELD_OUT, "eval": (*HELD_OUT, "test")}
-SHOWN = 20  # names in a message
 _NO_BREAK = re.compile(r"\\n|<br ?/?>|#\w+#\s*[:：].*#\w+#\s*[:：]", re.IGNORECASE)
 _NOTHING = re.compile(r"nan|none|#(name\?|n/a|ref!|value!)", re.IGNORECASE)  # as Python, or a spreadsheet, writes it
 _NO_LETTER = re.compile("[\u200b\u2060\ufeff]|_x000D_(?=\n|\\Z)")  # blanks without width, and Excel's carriage return
@@ -148,8 +147,10 @@ def find_split(path: str | Path, split: str) -> Path | None:
 
 
 def write_rejected(rejected: list[Rejected], path: str | Path) -> None:
-    """Writes the rows left out, if any, one JSON object a line: path, row, fault, content; and says so."""
-    if not rejected:
+    """Writes the rows left out, one JSON object a line: path, row, fault, content; and says so. None: no such file."""
+    if is_main_process() and not rejected:
+        Path(path).unlink(missing_ok=True)  # of an earlier run
+    if not (is_main_process() and rejected):
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # backslashreplace: a lone surrogate is a fault that lands here, and its escape is valid JSON
@@ -254,7 +255,7 @@ def _find_rows(
     place = place_of(path)
     file = find_split(path, split) or place  # one file is read whole, whichever split it stands for
     if file.is_dir():
-        there, wanted = _some(sorted(entry.name for entry in file.iterdir())), listed(SPLIT_STEMS[split])
+        there, wanted = listed(sorted(entry.name for entry in file.iterdir())), listed(SPLIT_STEMS[split])
         raise InputError(f"{file} holds {there}; expected for {split} one of {wanted}, ending in {listed(EXTENSIONS)}")
     source, rows = (str(file), file_rows(file)) if file.is_file() else (str(path), hub_rows(str(path), split))
     if not rows:
@@ -274,12 +275,8 @@ def _find_rows(
             cure = """training and scoring need summaries: say what holds them, --columns '{"references": "text"}'"""
             cure += ", or have them written by recipes/summarize.py"
         cure += f", or add a column {keys['id'][-1]}" if "id" in needed and known.isdisjoint(keys["id"]) else ""
-        raise InputError(f"{source}: no column or key {listed(missing)}; there are {_some([*present])}; {cure}")
+        raise InputError(f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {cure}")
     return source, rows
-
-
-def _some(names: list[str]) -> str:
-    return listed(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def hub_holds_out(path: str | Path) -> bool:

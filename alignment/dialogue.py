@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from alignment.arguments import FORMS
 from alignment.data import Record
 from alignment.errors import InputError
-from alignment.run import say, write_json
+from alignment.run import is_main_process, say, write_json
 
 BARE = "dialogue"  # the form of encoder-decoders: what they read is the dialogue, what they write its summary
 
@@ -189,8 +189,10 @@ def fit_records(
 
 
 def write_shortened(shortened: list[Shortened], path: Path) -> None:
-    """Writes the list of what dialogues lost, if any did, and says so."""
-    if shortened:
+    """Writes the list of what dialogues lost, if any did, and says so; else there is no such file."""
+    if is_main_process() and not shortened:
+        path.unlink(missing_ok=True)  # of an earlier run
+    if is_main_process() and shortened:
         write_json([asdict(item) for item in shortened], path)
         say(f"{len(shortened)} dialogues were too long: {path} lists what each lost.")
 

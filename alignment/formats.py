@@ -32,8 +32,9 @@ _SIGNS = {
 
 
 def listed(words: Iterable[str]) -> str:
-    """Words as they stand in a message."""
-    return ", ".join(words) or "nothing"
+    """Words as they stand in a message, twenty at most."""
+    shown = [*words]
+    return (", ".join(shown[:20]) or "nothing") + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
 
 
 def read_text(path: Path) -> str:

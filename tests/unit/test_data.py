@@ -617,6 +617,8 @@ def test_write_rejected_writes_json_lines_even_of_broken_unicode(tmp_path):
     text = (tmp_path / "new" / "rejected.jsonl").read_text(encoding="utf-8")
     assert "가" in text
     assert [Rejected(**json.loads(line)) for line in text.splitlines()] == rejected
+    write_rejected([], tmp_path / "new" / "rejected.jsonl")
+    assert not (tmp_path / "new" / "rejected.jsonl").exists()  # it was of another run
 
 
 @pytest.mark.parametrize(
