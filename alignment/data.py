@@ -223,7 +223,7 @@ def column_names(columns: dict[str, str] | None) -> set[str]:
 
 
 def _keys(columns: dict[str, str] | None) -> dict[str, tuple[str, ...]]:
-    return KEYS | {field: (name,) for field, name in (columns or {}).items()}
+    return KEYS | {field: (unicodedata.normalize("NFC", name),) for field, name in (columns or {}).items()}
 
 
 def place_of(path: str | Path) -> Path:

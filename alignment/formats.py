@@ -171,8 +171,8 @@ def _csv_rows(path: Path, text: str) -> list[Any]:
     header = _names(lines[0][1])
     if repeated := sorted({name for name in header if name and header.count(name) > 1}):
         raise InputError(f"{path}: the header names {listed(repeated)} more than once; rename all but one")
-    for start, fields in lines:
-        if start > lines[0][0] and _names(fields) == header:  # files that were put one after the other
+    for start, fields in lines[1:]:
+        if _names(fields[:1]) == header[:1] and _names(fields) == header:  # files that were put one after the other
             raise InputError(f"{path}: line {start}: the header comes again; delete that line")
         if len(fields) != len(header):
             cure = "put text with commas or line breaks in double quotes"

@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
 from alignment import embedded
@@ -331,10 +332,8 @@ def check_trainable(config: ModelArguments) -> None:
             f"FSDP shards 4-bit weights stored as {dtype}, and no 8-bit ones. Use --load_in_4bit true, and leave "
             "--bnb_4bit_quant_storage out; or accelerate_configs/multi_gpu.yaml."
         )
-    if uses("DEEPSPEED") and (config.load_in_4bit or config.load_in_8bit):
-        raise InputError(
-            "ZeRO-3 shards no quantised weights. Use --load_in_4bit false, or accelerate_configs/fsdp2_qlora.yaml."
-        )
+    if is_deepspeed_zero3_enabled() and (config.load_in_4bit or config.load_in_8bit):
+        raise InputError("ZeRO-3 shards no quantised weights. Leave them 16-bit, or take fsdp2_qlora.yaml instead.")
     if config.dtype == "float16":
         raise InputError("--dtype float16: Adam's steps vanish in it. Use bfloat16, or float32 with --fp16 true.")
 

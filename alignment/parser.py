@@ -23,7 +23,7 @@ SECTIONS: dict[str, set[str]] = {
     "reward": OF_ADAPTER | OF_SHARDING | {"label_smoothing_factor"},
     "ppo": OF_ADAPTER | OF_SHARDING | {
         "activation_checkpointing", "auto_find_batch_size", "bf16_full_eval", "data_seed", "dataloader_drop_last",
-        "dataloader_num_workers", "eval_on_start", "full_determinism", "include_num_input_tokens_seen",
+        "dataloader_num_workers", "eval_on_start", "include_num_input_tokens_seen",
         "label_smoothing_factor", "length_column_name", "max_length_ratio", "min_margin", "neftune_noise_alpha",
         "per_device_eval_batch_size", "prediction_loss_only", "ratings_weight", "train_sampling_strategy",
     },

@@ -289,7 +289,7 @@ class Run:
                 raise InputError(f"{folder}: exists and is not empty. Choose another --output_dir.")
             return False, None
         old, new = previous["settings"], manifest["settings"]
-        if not previous["finished"] and "dtype" in previous:  # as it came to be: another machine's default may differ
+        if "dtype" in previous and (new.get("dtype") or not previous["finished"]):  # another machine's may differ
             old, new = old | {"dtype": previous["dtype"]}, new | {"dtype": manifest["dtype"]}
         changed = [f"{k} {old.get(k)} -> {new[k]}" for k in new if k not in FREE_SETTINGS and old.get(k) != new[k]]
         if previous.get("data") != manifest.get("data"):
@@ -299,8 +299,9 @@ class Run:
         if not previous["finished"] and previous["world_size"] != manifest["world_size"]:
             changed.insert(0, f"number of processes {previous['world_size']} -> {manifest['world_size']}")
         if changed and _has_work(folder):
+            cure = f"Give it its type, --dtype {old['dtype']}. " if changed[0].startswith("dtype ") else ""
             raise InputError(
-                f"{folder}: holds a run with other settings ({', '.join(changed[:5])}). "
+                f"{folder}: holds a run with other settings ({', '.join(changed[:5])}). {cure}"
                 f"Choose another --output_dir, or add {how_to_overwrite} to delete it."
             )
         if previous["finished"]:

@@ -100,11 +100,9 @@ class AdapterCheckpoints(Trainer):
         for name, parameter in self.model.named_parameters():
             parameter.data = parameter.data.to(types[name])
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The micro-batches of the next step; none where `EarlyStopping` had stopped the run before it was killed."""
-        if self.control.should_training_stop:
-            return [], None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # as `EarlyStopping` had done before the run was killed
+            super()._run_epoch(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)

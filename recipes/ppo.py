@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(args.reward_model)
         base = model_args.model_name_or_path
         rewarding = check_reward_model(folder, base, args.allow_unfit, args.separate_reward_model)
-    elif args.reward_model != PPOArguments.reward_model or args.allow_unfit or args.separate_reward_model:
-        raise InputError("--reward_model and its options: have no effect without reward_model among --scorers.")
+    elif args.allow_unfit or args.separate_reward_model:
+        raise InputError("--allow_unfit, --separate_reward_model: have no effect without reward_model among --scorers.")
     sft = run.read_manifest(args.sft_model) or {}
     form, phase = sft.get("prompt_form", "instruction"), sft.get("phase", 1)
     model_args = models.as_trained(model_args, sft.get("settings", {}))

@@ -48,11 +48,12 @@ def main(argv: list[str] | None = None) -> None:
     held_out, more = dialogue.fit_records(held_out, bad_rows=data_args.bad_rows, **fit)
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
 
-    for phase in map(int, args.phases.split(",")):
+    first, *_ = phases = [*map(int, args.phases.split(","))]
+    for phase in phases:
         current = start_phase(phase, (train, held_out), model_args, prompt_args, args)
-        data.write_rejected(rejected, output / "rejected.jsonl")
-        dialogue.write_shortened(shortened + more, output / "shortened.json")
-        rejected, shortened, more = [], [], []  # said once
+        if phase == first:
+            data.write_rejected(rejected, output / "rejected.jsonl")
+            dialogue.write_shortened(shortened + more, output / "shortened.json")
         if not current.finished:
             train_phase(current, (train, held_out), tokenizer, model_args, prompt_args, args)
 

@@ -91,10 +91,10 @@ def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | No
         blocks = [block for block in re.split(r"\n{2,}", data.clean("dialogue", read_text(place))) if block]
         if not blocks:
             raise InputError(f"{source}: the file is empty")
-        if re.match(r".*카카오톡 대화\n저장한 날짜", blocks[0]):
+        if re.match(r".*카카오톡 대화\n저장한 날짜|KakaoTalk Chats? with ", blocks[0]):
             cure = "Write its messages as `이름: 말`, one a line, with a blank line between dialogues."
             raise InputError(f"{source}: what KakaoTalk exports has dates and times among the turns. {cure}")
-        turn = re.compile(r"(#\w+#|[^:：\n]{1,40})[:：](?!\d).*")  # 화자1: is a speaker, and 3:30 a time
+        turn = re.compile(r"(#\w+#|[^:：\n]{1,40})((?<!\d)[:：]|[:：](?!\d)).*")  # 화자1: is a speaker, and 3:30 a time
         names = [match.group(1) for block in blocks if (match := turn.fullmatch(block))]
         if len(names) > len(blocks) / 2 and 1 < len(set(names)) < len(names):  # who speaks again speaks in a dialogue
             cure = "Take out the blank lines between turns: they stand between dialogues, which have one turn a line."

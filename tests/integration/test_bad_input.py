@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,8 @@ def test_a_byte_order_mark_and_crlf_are_simply_read(change, data, short_flags, t
 
 def test_bad_rows_skip_goes_on_and_lists_them(data, short_flags, evaluate_flags, tmp_path):
     path = data(json_lines(GOOD, OTHER | {"summary": ""}, OTHER))
-    for name, main, flags in (("sft", sft.main, short_flags), ("evaluate", evaluate.main, evaluate_flags)):
+    short = partial(short_flags, phases="1,2")
+    for name, main, flags in (("sft", sft.main, short), ("evaluate", evaluate.main, evaluate_flags)):
         main(flags(dataset_path=path, output_dir=tmp_path / name, bad_rows="skip"))
         (rejected,) = map(json.loads, (tmp_path / name / "rejected.jsonl").read_text("utf-8").splitlines())
         assert (rejected["path"], rejected["row"], rejected["fault"]) == (str(path), 2, "no reference summary")

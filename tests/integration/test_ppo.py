@@ -245,7 +245,7 @@ def test_rouge_and_quality_as_scorers(dialogues: Path):
         ({"scorers": ["./mine.py:f"]}, r"--scorers \./mine\.py:f: .*Expected a module that Python finds from here"),
         ({"scorers": [":f"]}, "--scorers :f: .*Expected a module that Python finds from here"),
         ({"scorers": ["rouge", "rouge"]}, "--scorers .*each once"),
-        ({"scorers": ["rouge"]}, "--reward_model and its options: have no effect without reward_model among --scorers"),
+        ({"scorers": ["rouge"], "allow_unfit": True}, "--allow_unfit, .* without reward_model among --scorers"),
         ({"scorer_weights": [1, 2]}, "--scorer_weights .*one for each of --scorers"),
         ({"rollout_batch_size": 3}, "--rollout_batch_size 3: expected a multiple of 2"),
         ({"max_length": 9999}, "--max_length 9999: expected at most 2048"),

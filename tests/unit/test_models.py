@@ -119,15 +119,14 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("sharding", "changes", "says"),
+    ("changes", "says"),
     [
-        ("FSDP", {"load_in_8bit": True}, "stored as float32, and no 8-bit ones"),
-        ("FSDP", {"load_in_4bit": True, "bnb_4bit_quant_storage": "uint8"}, "leave --bnb_4bit_quant_storage out"),
-        ("DEEPSPEED", {"load_in_4bit": True}, "ZeRO-3 shards no quantised weights. Use --load_in_4bit false"),
+        ({"load_in_8bit": True}, "stored as float32, and no 8-bit ones"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_storage": "uint8"}, "leave --bnb_4bit_quant_storage out"),
     ],
 )
-def test_weights_that_cannot_be_sharded_are_refused(tiny_model, monkeypatch, sharding, changes, says):
-    monkeypatch.setenv(f"ACCELERATE_USE_{sharding}", "true")
+def test_weights_that_fsdp_cannot_shard_are_refused(tiny_model, monkeypatch, changes, says):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match=says):
         models.check_trainable(arguments(tiny_model, **changes))
 

@@ -62,11 +62,24 @@ def test_a_run_does_not_go_on_in_the_native_type_of_another_machine(tmp_path: Pa
     of_type(None)
     write_checkpoint(folder, 4, after_seconds=1)
     monkeypatch.setattr("alignment.run.native_dtype", lambda: torch.float32)
-    with pytest.raises(InputError, match=r"other settings \(dtype bfloat16 -> float32\)"):
+    with pytest.raises(InputError, match=r"other settings \(dtype bfloat16 -> float32\)\. .* --dtype bfloat16"):
         of_type(None)
     assert of_type("bfloat16").checkpoint == folder / "checkpoint-4"  # the same, said aloud
     of_type("bfloat16").finish()
     assert of_type("bfloat16").finished
+
+
+def test_a_finished_run_is_the_same_by_its_type_said_or_not(tmp_path: Path, monkeypatch):
+    def of_type(dtype: str | None) -> Run:
+        return Run.start("Run", tmp_path / "run", {"seed": 1, "dtype": dtype}, {})
+
+    monkeypatch.setattr("alignment.run.native_dtype", lambda: torch.bfloat16)
+    of_type(None).finish()
+    monkeypatch.setattr("alignment.run.native_dtype", lambda: torch.float32)
+    assert of_type(None).finished
+    assert of_type("bfloat16").finished
+    with pytest.raises(InputError, match=r"dtype bfloat16 -> float32"):
+        of_type("float32")
 
 
 def work(folder: Path, said: Connection) -> None:
