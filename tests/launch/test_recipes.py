@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
@@ -40,10 +42,11 @@ def execute(command: list[str], text: str = "") -> subprocess.CompletedProcess[s
 
 
 def launch(
-    config: str, flags: list[str], script: str = "recipes/sft.py", text: str = ""
+    config: str, flags: list[str], script: str = "recipes/sft.py", text: str = "", port: int = 0, of_machine: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
-    return execute([*launcher, "--config_file", str(CONFIGS / f"{config}.yaml"), script, *flags], text)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", str(port)]
+    launcher += ["--config_file", str(CONFIGS / f"{config}.yaml"), *of_machine.split()]
+    return execute([*launcher, script, *flags], text)
 
 
 def alone(recipe: str, flags: list[str]) -> str:
@@ -132,6 +135,27 @@ def test_weights_that_zero3_shares_learn_as_whole_ones(
     for phase in ("phase1", "phase2"):
         for name in ("loss", "eval_loss"):
             assert curve(folder / phase, name) == pytest.approx(curve(launched[2] / phase, name), rel=1e-4)
+
+
+def test_two_machines_of_one_process_learn_as_two_processes(
+    launched: dict[int, Path], sft_flags_for: Flags, tmp_path: Path
+):
+    flags = sft_flags_for(
+        tmp_path, use_cpu=False, lora_dropout=0, gradient_accumulation_steps=1, per_device_eval_batch_size=1,
+        rouge_eval_rows=1, load_best_model_at_end=False,
+    )  # fmt: skip
+    with socket.socket() as one, ThreadPoolExecutor(2) as machines:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+        one.close()
+        here = "--main_process_ip 127.0.0.1 --num_processes 2 --machine_rank"
+        results = [
+            machines.submit(launch, "multi_node", flags, port=port, of_machine=f"{here} {rank}") for rank in (0, 1)
+        ]
+        assert [result.result().returncode for result in results] == [0, 0], results[0].result().stderr
+    assert manifest(tmp_path / "phase2")["world_size"] == 2
+    for phase in ("phase1", "phase2"):
+        assert curve(tmp_path / phase, "loss") == pytest.approx(curve(launched[2] / phase, "loss"), rel=1e-4)
 
 
 def test_two_processes_resume_within_the_second_epoch(launched: dict[int, Path], sft_flags_for: Flags, tmp_path: Path):
