@@ -54,3 +54,4 @@ for ours, plain in pairs:
     assert plain.any()
     torch.testing.assert_close(ours.full_tensor(), plain)
 print(f"process {state.process_index}: {len(pairs)} gradients agree")
+torch.distributed.destroy_process_group()  # or its threads may still run when the interpreter ends, and abort it
