@@ -1,9 +1,11 @@
-"""Speaker tags: the particles that fit them, and a dialogue with two of its speakers exchanged."""
+"""Speakers by tag or name: the particles that fit them, names as tags, and a dialogue with two of them exchanged."""
 
+import functools
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from alignment.data import Record
+from alignment.dialogue import language
 
 MASK = re.compile(r"#[A-Za-z]\w*#", re.ASCII)
 
@@ -12,7 +14,9 @@ _PARTICLES = {
     "은": "는", "이": "가", "을": "를", "과": "와", "으로": "로", "이랑": "랑", "이나": "나", "이라고": "라고",
 }  # fmt: skip
 _AFTER_VOWEL = {vowel: consonant for consonant, vowel in _PARTICLES.items()}
-_CONSONANT_DIGITS = "013678"  # 영, 일, 삼, 육, 칠, 팔 end in a consonant
+# The final consonant of what ends so: 영, 일, 삼, 육, 칠, 팔; of names, Daniel is 다니엘 and Tom 톰, but Smith 스미스.
+_FINAL_OF_DIGIT = dict(zip("013678", "ㅇㄹㅁㄱㄹㄹ", strict=True))
+_FINAL_OF_LETTER = dict(zip("lmn", "ㄹㅁㄴ", strict=True))
 # A lone 이 or 가 must not go on: #Person1#이다 is a copula, and right after any tag.
 _AFTER_TAG = "|".join(
     rf"{particle}(?![가-힣])" if particle in "이가" else particle
@@ -35,14 +39,73 @@ def swap_speakers(text: str, one: str, other: str) -> str:
 
 
 def fitting_particle(tag: str, particle: str) -> str:
-    """The form of a particle that fits the last sound of a tag: `은` after #Person1#, `는` after #Person2#."""
+    """The form of a particle that fits the last sound of a tag or name: `은` after #Person1#, `는` after #Person2#."""
     last = tag.strip("#")[-1]
-    if not last.isdigit():
+    if "가" <= last <= "힣":
+        final = " ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"[(ord(last) - ord("가")) % 28].strip()
+    elif last.isdigit():
+        final = _FINAL_OF_DIGIT.get(last, "")
+    elif tag.startswith("#"):  # read in one language or the other
         return particle
-    consonant = last in _CONSONANT_DIGITS
-    if particle in ("으로", "로"):  # after ㄹ (일, 칠, 팔) it is 로 as after a vowel
-        return "으로" if consonant and last not in "178" else "로"
-    return _AFTER_VOWEL.get(particle, particle) if consonant else _PARTICLES.get(particle, particle)
+    else:
+        final = "ㄹ" if tag in ("R", "r") else _FINAL_OF_LETTER.get(last.lower(), "")
+    if particle in ("으로", "로"):  # after ㄹ it is 로 as after a vowel
+        return "로" if final in ("", "ㄹ") else "으로"
+    return _AFTER_VOWEL.get(particle, particle) if final else _PARTICLES.get(particle, particle)
+
+
+# What may follow a name of Hangul, for it not to be the beginning of a longer word.
+_NAME_ENDS = (
+    r"(?=(?:님|씨)?(?:(?:께서|에게서?|한테서?|으?로(?:서|부터)?|이?랑|과|와|보다|처럼|까지|부터|에)?(?:은|는|도|만|의)?"
+    r"|이|가|을|를|이?나|이?라[고는며]|이[고며다]|인|입니다|아|야)(?!\w))"
+)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The speakers of a dialogue whose turns begin with names (`고객: ...`) instead of tags, and their names as tags."""
+
+    names: tuple[str, ...]
+
+    @classmethod
+    @functools.lru_cache(maxsize=1024)  # many summaries are of one dialogue
+    def of(cls, dialogue: str) -> "Naming":
+        """The names before the turns, in order; none where turns begin with tags, or one alone speaks."""
+        found = [] if _TURN.search(dialogue) else list(dict.fromkeys(_names(dialogue)))
+        # `A` is an article in English, and a time such as [00:12] is no name.
+        shortest = 1 if language(dialogue) == "ko" else 2
+        names = tuple(name for name in found if len(name) >= shortest and any(map(str.isalpha, name)))
+        return cls(names if len(names) > 1 else ())
+
+    def tag(self, text: str) -> str:
+        """The text with #Speaker1# and so on for each name, and its particles as they are."""
+        if not self.names:
+            return text
+        return _pattern_of(self.names).sub(lambda match: f"#Speaker{self.names.index(match.group()) + 1}#", text)
+
+    def untag(self, text: str) -> str:
+        """The text with the names again, and particles that fit them."""
+
+        def name(match: re.Match[str]) -> str:
+            tag, particle = match.group(1), match.group(2) or ""
+            number = tag.removeprefix("#Speaker").removesuffix("#")
+            if not number.isdigit() or not 0 < int(number) <= len(self.names):
+                return match.group()
+            return self.names[int(number) - 1] + fitting_particle(self.names[int(number) - 1], particle)
+
+        return _TAG_AND_PARTICLE.sub(name, text) if self.names else text
+
+    def tag_record(self, record: Record) -> Record:
+        """The record with tags for names in its dialogue and references."""
+        references = tuple(map(self.tag, record.references))
+        return replace(record, dialogue=self.tag(record.dialogue), references=references) if self.names else record
+
+
+@functools.lru_cache(maxsize=1024)
+def _pattern_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(names, key=len, reverse=True)
+    ends = {name: _NAME_ENDS if re.search("[가-힣]$", name) else "(?![A-Za-z0-9_])" for name in names}
+    return re.compile(r"(?<![\w#])(?:" + "|".join(re.escape(name) + ends[name] for name in longest_first) + ")")
 
 
 _TURN = re.compile(rf"^[^\S\n]*({MASK.pattern})[^\S\n]*[:：]", re.ASCII | re.MULTILINE)
@@ -59,7 +122,11 @@ def turns_of(dialogue: str) -> dict[str, list[str]]:
 
 def names_in(dialogue: str) -> set[str]:
     """Who speaks in a dialogue: what stands before a colon at the beginning of a line, tag or name."""
-    return {line.group(1).strip() for line in re.finditer(r"^([^:：\n]+)[:：](?!//)", dialogue, re.MULTILINE)}
+    return set(_names(dialogue))
+
+
+def _names(dialogue: str) -> list[str]:
+    return [line.group(1).strip() for line in re.finditer(r"^([^:：\n]+)[:：](?!//)", dialogue, re.MULTILINE)]
 
 
 def two_speakers(record: Record) -> list[str]:
@@ -70,9 +137,11 @@ def two_speakers(record: Record) -> list[str]:
 
 
 def mirror_image(record: Record) -> Record | None:
-    """The record with two speakers exchanged throughout, dialogue and references; None without two tagged speakers."""
-    tags = two_speakers(record)
+    """The record with two speakers exchanged throughout, dialogue and references; None without two speakers."""
+    naming = Naming.of(record.dialogue)
+    tagged = naming.tag_record(record)
+    tags = two_speakers(tagged)
     if len(tags) < 2:
         return None
-    exchanged = [swap_speakers(text, *tags) for text in (record.dialogue, *record.references)]
+    exchanged = [naming.untag(swap_speakers(text, *tags)) for text in (tagged.dialogue, *tagged.references)]
     return replace(record, dialogue=exchanged[0], references=tuple(exchanged[1:]))

@@ -20,7 +20,7 @@ from alignment.data import Record
 from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.run import say, write_json
-from alignment.speakers import MASK, swap_speakers, turns_of, two_speakers
+from alignment.speakers import MASK, Naming, swap_speakers, turns_of, two_speakers
 from reward.quality import content_words, roles_in
 
 FILE = "attribution.json"
@@ -40,16 +40,16 @@ class Attribution:
     def fit(cls, records: list[Record]) -> "Attribution":
         """Learns to tell first references from their speaker swaps; without any, no evidence has weight."""
         differences = []
-        for record in records:
+        for record in (Naming.of(record.dialogue).tag_record(record) for record in records):
             tags = two_speakers(record)
             if len(tags) == 2 and (swap := swap_speakers(record.references[0], *tags)) != record.references[0]:
                 right, wrong = (evidence(record.dialogue, text) for text in (record.references[0], swap))
                 differences.append({name: right[name] - wrong[name] for name in [*right, *wrong]})
         found = Counter(name for difference in differences for name, value in difference.items() if value)
         columns = {name: i for i, name in enumerate(sorted(name for name, count in found.items() if count >= RAREST))}
-        say(f"Who does what: {len(columns)} pieces of evidence from {len(differences)} dialogues of tagged speakers.")
+        say(f"Who does what: {len(columns)} pieces of evidence from {len(differences)} dialogues.")
         if not differences:
-            say("So it is not learnt, nor are speaker swaps: that takes tags such as #Person1#, in summaries too.")
+            say("So it is not learnt, nor are speaker swaps: that takes summaries that name a speaker as the turns do.")
         if not columns:
             return cls({})
         cells = [
@@ -109,6 +109,8 @@ def evidence(dialogue: str, summary: str) -> defaultdict[str, float]:
     word alike: of all together, of the speaker that is ` named` first, and of every ` mention`. Where nothing is said
     of a speaker there is no evidence.
     """
+    naming = Naming.of(dialogue)
+    dialogue, summary = naming.tag(dialogue), naming.tag(summary)
     speakers = _speakers(dialogue)
     named = [tag for tag in MASK.findall(summary) if tag in speakers]
     # A word counts once, however often it is repeated; whom it is done to is told by who does it.

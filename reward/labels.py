@@ -15,7 +15,7 @@ from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.formats import file_rows
 from alignment.progress import show_table
-from alignment.speakers import two_speakers
+from alignment.speakers import Naming, two_speakers
 from alignment.submission import one_line
 from reward.candidates import Candidate
 from reward.quality import GATES, copy_rate, formal_share, hangul_share, length_ratio, role_agreement
@@ -121,10 +121,13 @@ def _key(candidate: Candidate) -> tuple[str, str]:
 
 def _label(candidate: Candidate, record: Record, score: float, args: LabelArguments, rating: float | None) -> Label:
     dialogue, text = record.dialogue, candidate.text
+    naming = Naming.of(dialogue)
+    tagged = naming.tag_record(record)
     parts = {
         "rouge": 1.0 if text in record.references else score,
         "roles": max(
-            role_agreement(text, one, two_speakers(replace(record, references=(one,)))) for one in record.references
+            role_agreement(naming.tag(text), one, two_speakers(replace(tagged, references=(one,))))
+            for one in tagged.references
         ),
         "formal": formal_share(text),
         "hangul": hangul_share(dialogue, text),

@@ -1,6 +1,7 @@
 """reward/attribution.py: evidence worked by hand, its symmetry, and what is learnt from the embedded dialogues."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -71,8 +72,27 @@ def test_references_are_told_from_their_swaps(name, least):
     assert all(-1 <= score <= 1 for both in scores for score in both)
 
 
-@pytest.mark.parametrize("dialogue", ["톰: 갈게.\n제인: 그래.", "#Person1#: 혼잣말이야."])
-def test_without_two_tagged_speakers_nothing_is_learnt_or_told(dialogue):
+def test_names_are_learnt_and_told_as_tags_are():
+    def named(text: str) -> str:
+        return text.replace("#Person1#", "선생님").replace("#Person2#", "학생2").replace("#Person3#", "민준")
+
+    tagged = load_records("embedded-ko", split="train")[0]
+    records = [
+        replace(one, dialogue=named(one.dialogue), references=tuple(map(named, one.references))) for one in tagged
+    ]
+    by_tag, by_name = Attribution.fit(tagged), Attribution.fit(records)
+    assert evidence(named(TALK), named(SUMMARY)) == evidence(TALK, SUMMARY)
+    scores = [
+        [one.score(record.dialogue, record.references[0]) for one, record in zip((by_tag, by_name), both, strict=True)]
+        for both in zip(tagged, records, strict=True)
+    ]
+    alike = sum(name == pytest.approx(tag, abs=0.1) for tag, name in scores)
+    assert alike / len(scores) > 0.9, alike / len(scores)
+    assert any(abs(tag) > 0.5 for tag, _ in scores)
+
+
+@pytest.mark.parametrize("dialogue", ["갈게.\n그래.", "#Person1#: 혼잣말이야."])
+def test_without_two_speakers_nothing_is_learnt_or_told(dialogue):
     record = Record("a", dialogue, ("#Person1#은 간다.",))
     assert Attribution.fit([record] * 5).weights == {}
     learnt = Attribution.fit(load_records("embedded-ko")[0])

@@ -58,9 +58,14 @@ def test_an_exchange_that_says_the_same_is_no_corruption(reference):
     assert corrupt(swapped_speakers, reference) is None
 
 
-def test_without_speaker_tags_nothing_is_swapped():
+def test_without_speakers_nothing_is_swapped():
     assert corrupt(swapped_speakers, "둘은 표를 산다.") is None
-    assert swapped_speakers(record("톰은 간다.", "톰: 갈게.\n제인: 그래."), "톰은 간다.", random.Random(0)) is None
+    assert swapped_speakers(record("톰은 간다.", "갈게.\n그래."), "톰은 간다.", random.Random(0)) is None
+
+
+def test_speakers_that_have_names_change_places_too():
+    of_names = record("톰은 간다.", "톰: 갈게.\n메리: 그래.")
+    assert swapped_speakers(of_names, "톰은 간다.", random.Random(0)) == "메리는 간다."
 
 
 @pytest.mark.parametrize("seed", range(8))

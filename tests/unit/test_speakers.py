@@ -1,9 +1,9 @@
-"""Speaker tags: particles that fit, and mirror images that say the same of the other speaker."""
+"""Speakers by tag and name: particles that fit, and mirror images that say the same of the other speaker."""
 
 import pytest
 
 from alignment.data import EMBEDDED, Record, load_records
-from alignment.speakers import mirror_image, names_in, swap_speakers, turns_of, two_speakers
+from alignment.speakers import Naming, mirror_image, names_in, swap_speakers, turns_of, two_speakers
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,55 @@ def test_a_mirror_image_exchanges_speakers_in_dialogue_and_every_reference():
     )
 
 
+@pytest.mark.parametrize(
+    ("names", "reference", "swapped"),
+    [
+        (
+            ("고객", "상담원"),
+            "고객이 상담원에게 묻고, 고객님은 기다린다.",
+            "상담원이 고객에게 묻고, 상담원님은 기다린다.",
+        ),
+        (("민수", "지영"), "민수는 지영과 민수네로 간다.", "지영은 민수와 민수네로 간다."),
+        (("김 대리", "대리"), "김 대리는 대리가 한 일을 안다.", "대리는 김 대리가 한 일을 안다."),
+        (("이슬", "강산"), "이슬로 시작해 강산으로 끝난다.", "강산으로 시작해 이슬로 끝난다."),
+        (("A", "B"), "A는 B가 AI를 안다고 한다.", "B는 A가 AI를 안다고 한다."),
+        (("Tom", "Amanda"), "Tom은 Amanda를 만난다.", "Amanda는 Tom을 만난다."),
+        (("SD2000001", "SD2000003"), "SD2000001은 SD2000003을 본다.", "SD2000003은 SD2000001을 본다."),
+        (("#고객#", "#상담원#"), "#고객#이 묻는다.", "#상담원#이 묻는다."),
+        (("#고객#", "#상담사#"), "#고객#이 묻는다.", "#상담사#가 묻는다."),
+        (("Ann", "Bob"), "Ann's friend Bob knows Annie.", "Bob's friend Ann knows Annie."),
+    ],
+)
+def test_names_change_places_as_tags_do_and_words_that_hold_them_stay(names, reference, swapped):
+    of_names = record(f"{names[0]}: 여기 봐.\n{names[1]}: 응, {names[0]}.", reference)
+    image = mirror_image(of_names)
+    assert image.dialogue == f"{names[1]}: 여기 봐.\n{names[0]}: 응, {names[1]}."
+    assert image.references == (swapped,)
+    assert mirror_image(image) == of_names
+
+
+def test_names_become_tags_in_the_order_of_their_turns_and_are_told_from_other_words():
+    naming = Naming.of("의사: 어디가 아파요?\n환자: 허리요.\n의사: 앉으세요.")
+    assert naming.names == ("의사", "환자")
+    tagged = naming.tag("환자가 의사에게 말한다. 환자들과 수의사는 없다.")
+    assert tagged == "#Speaker2#가 #Speaker1#에게 말한다. 환자들과 수의사는 없다."
+    assert naming.untag(tagged) == "환자가 의사에게 말한다. 환자들과 수의사는 없다."
+
+
+@pytest.mark.parametrize(
+    "dialogue",
+    [
+        "#Person1#: 톰: 이라고 써.\n제인: 그래.",
+        "톰: 혼잣말이야.",
+        "[00:01] 네\n[00:02] 아니요",
+        "A: Take a seat.\nB: Thanks.",
+    ],
+)
+def test_there_are_no_names_beside_tags_nor_of_one_speaker_nor_without_letters_nor_an_english_article(dialogue):
+    assert Naming.of(dialogue).names == ()
+    assert Naming.of(dialogue).tag(dialogue) == dialogue
+
+
 def test_turns_go_with_the_tag_before_them_however_it_is_set():
     dialogue = "머리말\n#Person1#: 하나\n이어서\n  #Person2# : 둘\n#Person1#： 셋\n#Person2# 없이 말한다: 넷"
     assert turns_of(dialogue) == {"#Person1#": ["하나\n이어서", "셋\n#Person2# 없이 말한다: 넷"], "#Person2#": ["둘"]}
@@ -55,11 +104,11 @@ def test_of_three_speakers_those_that_the_reference_names_change_places():
     assert mirror_image(three).dialogue == "#Person1#: 어?\n#Person3#: 응.\n#Person2#: 왜?"
 
 
-ALONE = ["톰: 갈게.\n제인: 그래.", "#Person1#: 혼잣말이야.", "#Person1#: #Person2#가 왔어."]
+ALONE = ["톰: 갈게.", "갈게.\n그래.", "#Person1#: 혼잣말이야.", "#Person1#: #Person2#가 왔어."]
 
 
 @pytest.mark.parametrize("dialogue", ALONE)
-def test_without_two_tagged_speakers_there_is_no_mirror_image(dialogue):
+def test_without_two_speakers_there_is_no_mirror_image(dialogue):
     alone = record(dialogue, "#Person1#은 말한다.")
     assert mirror_image(alone) is None
 
