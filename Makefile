@@ -19,7 +19,7 @@ quickstart: .venv/installed  ## The whole chain on the embedded model and dialog
 		--dataset_path embedded-ko --output_dir $(RUN) --overwrite_output_dir true
 	$(BIN)/python recipes/evaluate.py --compare $(RUN) --output_dir $(RUN)/report --overwrite_output_dir true
 
-test: .venv/installed  ## Run every test, in two processes that do not get in each other's way.
+test: .venv/installed  ## Run the tests, in two processes that do not get in each other's way.
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed  ## Check style and types.

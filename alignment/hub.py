@@ -6,7 +6,7 @@ from typing import Any
 from alignment.errors import InputError
 from alignment.formats import listed
 
-HUB_HELD_OUT = ("validation", "valid", "val", "dev")
+HUB_HELD_OUT = ("validation", "valid", "val", "dev", "eval")
 HUB_SPLITS = {"train": ("train",), "eval": (*HUB_HELD_OUT, "test")}
 
 

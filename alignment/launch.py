@@ -14,8 +14,8 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from alignment.errors import InputError
+from alignment.outputs import release
 from alignment.progress import console
-from alignment.run import release
 from alignment.training import uses
 
 # In an error's message: the system's own words, and the two of torch.save, which does not pass those on.

@@ -1,19 +1,16 @@
-"""The frame of every run: output folders that are never overwritten, resume, and the manifest."""
+"""The frame of every run: what there is to do in its folder, resume, and the manifest."""
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -23,6 +20,7 @@ from transformers.trainer_callback import TrainerState
 
 from alignment.errors import InputError
 from alignment.formats import partial_of
+from alignment.outputs import make_folder
 from alignment.progress import console, peak_memory_gib
 from alignment.weights import native_dtype
 
@@ -100,78 +98,9 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def make_folder(folder: Path, flag: str = "--output_dir") -> None:
-    """Makes an output folder, which the user named with this flag.
-
-    Raises:
-        InputError: It cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"{flag} {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
-
-
-_claims: dict[Path, IO[bytes]] = {}
-
-
-def claim(folder: Path) -> None:
-    """Makes an output folder, and keeps other processes out of it until `release` or this one's end, however it ends.
-
-    The lock lies beside the folder. Where there can be no file, or no lock on it, nobody is kept out.
-
-    Raises:
-        InputError: Another process has claimed it, or it cannot be written to.
-    """
-    make_folder(folder)
-    outcome: list[Any] = [None]
-    if is_main_process():
-        real = folder.resolve()
-        try:
-            _lock(real.with_name(f".{real.name}.lock"))
-        except BlockingIOError:
-            outcome = [f"{folder}: another process is at work there. Wait for it, end it, or choose another folder."]
-        except OSError:
-            pass
-    broadcast_object_list(outcome)
-    if outcome[0]:
-        raise InputError(outcome[0])
-
-
-def _lock(path: Path) -> None:
-    while True:
-        file = _claims.get(path) or path.open("wb")
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with contextlib.suppress(FileNotFoundError):  # whoever had it removed it meanwhile
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                _claims[path] = file
-                return
-        _claims.pop(path, file).close()
-
-
-def release() -> None:
-    """Lets other processes into the folders that this one has claimed."""
-    while _claims:
-        path, file = _claims.popitem()
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        file.close()
-
-
 def weights_of(folder: str | Path) -> list[tuple[str, int]]:
     """Name and time of each file of weights in a folder: whether they are still the same ones."""
     return [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(folder).glob("*.safetensors"))]
-
-
-def refuse_existing(files: list[Path], overwrite: bool) -> None:
-    """Holds that nothing is overwritten unless that is wanted.
-
-    Raises:
-        InputError: One of these files or folders exists.
-    """
-    if not overwrite and (there := [file for file in files if file.exists()]):
-        raise InputError(f"{there[0]} exists. Choose another --output_dir, or --overwrite_output_dir true.")
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, dialogue, models, run, splits
+from alignment import data, dialogue, models, outputs, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.held_out import HeldOut
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     context, model_type = models.context_tokens(*name), models.config_of(*name).model_type
     if context and args.max_new_tokens > context:
         raise InputError(f"--max_new_tokens {args.max_new_tokens}: expected at most {context}, the decoder's context.")
-    run.make_folder(Path(args.output_dir))
+    outputs.make_folder(Path(args.output_dir))
 
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
     language = dialogue.language(train[0].dialogue)
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
     }
     output, resume = Path(args.output_dir), (args.overwrite_output_dir, args.resume_from_checkpoint)
-    run.claim(output)
+    outputs.claim_folder(output)
     current = run.Run.start("Baseline", output, settings, facts, *resume)
     if current.finished:
         return

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, journal, run, splits
+from alignment import data, journal, outputs, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding, decoding_grid
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     if args.compare:
         overwrite = args.overwrite_output_dir or (bool(args.submission) and journal.left_behind(output / "submission"))
-        run.refuse_existing([output / name for name in ("report.html", "best", "submission.csv")], overwrite)
+        outputs.refuse_existing([output / name for name in ("report.html", "best", "submission.csv")], overwrite)
         compare(args, data_args, output)
         return
 
@@ -92,11 +92,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.name and len(systems) > 1:
         raise InputError(f"--name {args.name}: there are {len(systems)} systems, which have names of their own.")
     systems = dict(zip([args.name], systems.values(), strict=True)) if args.name else systems
-    run.refuse_existing(files_to_refuse(systems, output), args.overwrite_output_dir)
+    outputs.refuse_existing(files_to_refuse(systems, output), args.overwrite_output_dir)
     by_id = data.read_predictions(args.predictions) if args.predictions else {}
     records, rejected = splits.load_eval(data_args)
     predictions = data.match_predictions(by_id, records, args.predictions) if args.predictions else []
-    run.claim(output)
+    outputs.claim_folder(output)
     data.write_rejected(rejected, output / "rejected.jsonl")
     profiles = args.profiles or usual_profiles(records)
     results, rows = evaluate(systems, records, profiles, output, how.postprocess, predictions)
@@ -114,7 +114,7 @@ def compare(args: EvaluateArguments, data_args: DataArguments, output: Path) -> 
     profiles += [args.select] if args.select and args.select not in profiles else []
     options = {"split": "eval", "bad_rows": data_args.bad_rows, "columns": data_args.columns}
     dialogues, rejected = data.load_records(args.submission, **options) if args.submission else ([], [])
-    run.claim(output)
+    outputs.claim_folder(output)
     data.write_rejected(rejected, output / "submission.rejected.jsonl")
     write_leaderboard(leaderboard(records, entries, profiles), output)
     best = select(records, entries, args.select, output / "best") if args.select else None

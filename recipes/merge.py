@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from peft import PeftModel
 
-from alignment import dialogue, models, run, splits
+from alignment import dialogue, models, outputs, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.head import supervised_log_probs
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"--output_dir {output}: exists. Choose another, or replace a merge: --overwrite_output_dir true."
         )
-    run.claim(output)
+    outputs.claim_folder(output)
     (_, records), _ = splits.load_train_and_eval(data_args)
     manifest = run.read_manifest(args.model) or {"finished": True, "settings": {}}
     form, phase = manifest.get("prompt_form", "instruction"), manifest.get("phase", 1)

@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from datasets import Dataset
 
-from alignment import data, dialogue, models, run, splits
+from alignment import data, dialogue, models, outputs, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     models.check_trainable(model_args)
     models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     output = Path(args.output_dir)
-    run.claim(output)
+    outputs.claim_folder(output)
 
     tokenizer = models.load_tokenizer(args.sft_model)
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         "starts_from": [list(map(list, run.weights_of(one))) for one in (args.sft_model, rewarding) if one],
     }
     if not any(output.glob("phase3*")):  # else they are of that run
-        run.refuse_existing([output / "results.json", output / "report.html"], args.overwrite_output_dir)
+        outputs.refuse_existing([output / "results.json", output / "report.html"], args.overwrite_output_dir)
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
     current = run.Run.start("Phase 3", output / "phase3", settings, facts, *resume)
     if current.finished:

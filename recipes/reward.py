@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, dialogue, formats, models, run, splits
+from alignment import data, dialogue, formats, models, outputs, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RewardArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     model_args = models.as_trained(model_args, sft.get("settings", {}))
     output, folder = Path(args.output_dir), Path(args.output_dir) / "data"
-    run.refuse_existing([] if any(output.glob("model*")) else verdict_files(output), args.overwrite_output_dir)
-    run.claim(folder)
+    outputs.refuse_existing([] if any(output.glob("model*")) else verdict_files(output), args.overwrite_output_dir)
+    outputs.claim_folder(folder)
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
     everything, more = splits.load_all_train(data_args)  # for what costs seconds
     if args.candidates or args.ratings:

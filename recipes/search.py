@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from accelerate import PartialState
 
-from alignment import data, dialogue, models, run, splits
+from alignment import data, dialogue, models, outputs, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
 
     output = Path(args.output_dir)
-    run.make_folder(output)
+    outputs.make_folder(output)
     facts = {"train": data.summary(train), "held_out": data.summary(held_out)}
     settings = settings_of_study(model_args, prompt_args, args, facts)
     study = Study(output, DIRECTIONS[args.objective], settings, args.seed)

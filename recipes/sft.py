@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, dialogue, models, run, splits
+from alignment import data, dialogue, models, outputs, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     prompt_args.max_new_tokens = prompt_args.max_new_tokens or 128
     model_args.load_in_4bit, model_args.load_in_8bit = bool(model_args.load_in_4bit), bool(model_args.load_in_8bit)
     output = Path(args.output_dir)
-    run.claim(output)
+    outputs.claim_folder(output)
 
     models.check_architecture(model_args.model_name_or_path, model_args.model_revision)
     tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)

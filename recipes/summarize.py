@@ -20,7 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from accelerate.utils import broadcast_object_list
 
-from alignment import data, run
+from alignment import data, outputs, run
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RowArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.formats import is_plain_text, read_text
@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.output != "-" and not output.parent.is_dir():
         raise InputError(f"--output {output}: no such folder {output.parent}.")
     if args.output != "-":
-        run.make_folder(output.parent, "--output")
+        outputs.make_folder(output.parent, "--output")
+        outputs.claim(output)
 
     names = args.model or [model_args.model_name_or_path]
     if len(names) == 1 and not how.combine:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignment import models, run
+from alignment import models, outputs, run
 from alignment.arguments import ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding
@@ -282,7 +282,7 @@ class System:
         description = self.describe()
         partial_folder = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial_folder, ignore_errors=True)
-        run.make_folder(partial_folder)
+        outputs.make_folder(partial_folder)
         description["models"] = [
             _copied(name, partial_folder, f"{i}-{Path(name).name}") for i, name in enumerate(description["models"], 1)
         ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from alignment import run
+from alignment import outputs, run
 from alignment.errors import InputError
 from alignment.formats import partial_of
 from alignment.launch import launch
@@ -68,11 +68,11 @@ def files_in(folder: Path) -> dict[Path, bytes]:
 
 def refused(main: Callable[[list[str]], None], argv: list[str], folder: Path, *telling: object) -> None:
     """The recipe stops with a message that has these words, and `folder` is as it was."""
-    run.release()  # as `launch` does, which the tests leave out
+    outputs.release()  # as `launch` does, which the tests leave out
     before = files_in(folder)
     with pytest.raises(InputError) as caught:
         main(argv)
-    run.release()
+    outputs.release()
     message = str(caught.value)
     assert [word for word in map(str, telling) if word not in message] == [], message
     assert files_in(folder) == before

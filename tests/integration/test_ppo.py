@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_bad_input import files_in
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from alignment import run
+from alignment import outputs, run
 from alignment.data import load_records
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -437,7 +437,7 @@ def test_only_an_adapter_is_merged(tiny_model: Path, tmp_path: Path, model: str,
 def test_an_earlier_merge_is_replaced_when_the_new_one_is_whole(finished: Path, tmp_path: Path, monkeypatch: Any):
     flags = ["--model", str(finished / "phase3"), "--output_dir", str(tmp_path / "merged")]
     merge.main(flags)
-    run.release()
+    outputs.release()
     with pytest.raises(InputError, match="exists"):
         merge.main(flags)
     (tmp_path / "merged/old").touch()
@@ -445,7 +445,7 @@ def test_an_earlier_merge_is_replaced_when_the_new_one_is_whole(finished: Path, 
         killed.setattr(PreTrainedTokenizerBase, "save_pretrained", interrupt)
         with pytest.raises(KeyboardInterrupt):
             merge.main([*flags, "--overwrite_output_dir", "true"])
-    run.release()
+    outputs.release()
     assert (tmp_path / "merged/old").exists()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     merge.main([*flags, "--overwrite_output_dir", "true"])

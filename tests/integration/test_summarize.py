@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from alignment import outputs
 from alignment.errors import InputError
 from alignment.formats import partial_of
 from alignment.journal import Journal
@@ -56,7 +57,10 @@ def run(tiny_model, tmp_path):
             (tmp_path / "input").write_text(content, "utf-8")
             flags = {"input": tmp_path / "input"} | flags
         flags = {"model": tiny_model, "max_new_tokens": 8, "dtype": "float32"} | flags
-        summarize.main([f"--{name}={value}" for name, value in flags.items()])
+        try:
+            summarize.main([f"--{name}={value}" for name, value in flags.items()])
+        finally:
+            outputs.release()  # as `launch` does
 
     return run_recipe
 

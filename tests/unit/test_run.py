@@ -1,20 +1,15 @@
-"""alignment/run.py: the seconds of a run that was killed and went on, and one run a folder at a time."""
+"""alignment/run.py: the seconds of a run that was killed and went on."""
 
 import json
 import os
-import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
-from recipe_runs import FORKED, forked
 from transformers.trainer_callback import TrainerState
 
 from alignment.errors import InputError
-from alignment.run import MANIFEST, Run, claim, release
+from alignment.run import MANIFEST, Run
 
 
 def start(folder: Path, resume: str | None = None) -> Run:
@@ -80,52 +75,3 @@ def test_a_finished_run_is_the_same_by_its_type_said_or_not(tmp_path: Path, monk
     assert of_type("bfloat16").finished
     with pytest.raises(InputError, match=r"dtype bfloat16 -> float32"):
         of_type("float32")
-
-
-def work(folder: Path, said: Connection) -> None:
-    """Claims a folder, says so, and is at work until it is killed."""
-    claim(folder)
-    said.send("claimed")
-    time.sleep(300)
-
-
-@pytest.fixture
-def at_work(tmp_path: Path) -> Iterator[BaseProcess]:
-    """Another process, which has claimed `run`."""
-    hearing, said = FORKED.Pipe(duplex=False)
-    process = forked(work, tmp_path / "run", said)
-    said.close()
-    assert hearing.recv() == "claimed"
-    yield process
-    process.kill()
-    process.join()
-
-
-@pytest.mark.parametrize("name", ["run", "link", "run/../run/."])
-def test_a_folder_where_another_process_is_at_work_is_refused_until_that_is_killed(
-    name: str, at_work: BaseProcess, tmp_path: Path
-):
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    with pytest.raises(InputError, match=r"another process is at work there. Wait for it, end it, or"):
-        claim(tmp_path / name)
-    claim(tmp_path / "other")
-    at_work.kill()
-    at_work.join()
-    claim(tmp_path / name)
-    claim(tmp_path / name)  # a process does not keep itself out
-    release()
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "link", "other"}  # no lock stays
-
-
-def test_a_folder_that_was_let_go_is_free(tmp_path: Path, request: pytest.FixtureRequest):
-    claim(tmp_path / "run")
-    release()
-    request.getfixturevalue("at_work")
-    with pytest.raises(InputError, match="another process is at work there"):
-        claim(tmp_path / "run")
-
-
-def test_a_folder_beside_which_no_lock_can_lie_is_made(tmp_path: Path):
-    (tmp_path / ".run.lock").mkdir()
-    claim(tmp_path / "run")
-    assert (tmp_path / "run").is_dir()
