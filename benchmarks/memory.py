@@ -2,11 +2,13 @@
 
     python benchmarks/memory.py
     python benchmarks/memory.py --models llama-2-ko-7b solar-10.7b --tasks ppo --json
+    python benchmarks/memory.py --tasks yaml
 
-The models have their exact shapes, in 4 bits, and random weights: nothing is downloaded. On a GPU the trainers run, and
-the figures are torch's `max_memory_allocated` and tokens a second. Everywhere, the same steps also run on tensors that
-have a size but no content (torch's meta device), and the most bytes that live at once are the estimate. To either, the
-GPU adds what CUDA itself takes and what the allocator loses, about 1 GiB together.
+The models have their exact shapes and random weights: nothing is downloaded. `sft` and `ppo` are in 4 bits and of one
+size for all; `yaml` is fine-tuning as the model's file in recipes/configs says, in dialogues of full length. On a GPU
+the trainers run, and the figures are torch's `max_memory_allocated` and tokens a second. Everywhere, the same steps
+also run on tensors that have a size but no content (torch's meta device), and the most bytes that live at once are the
+estimate. To either, the GPU adds what CUDA itself takes and what the allocator loses, about 1 GiB together.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +29,7 @@ from alignment.launch import silence_libraries  # isort: skip  # before torch
 
 import torch
 import torch.fx.experimental._config as meta_config
+import yaml
 from bitsandbytes.functional import create_dynamic_map, name2qmap, quantize_4bit
 from bitsandbytes.nn import Linear4bit, Params4bit
 from datasets import Dataset
@@ -37,6 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GPTJConfig,
     GPTNeoXConfig,
     LlamaConfig,
@@ -44,12 +49,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     PrinterCallback,
+    Qwen3Config,
     TrainerCallback,
 )
 
 from alignment.arguments import SFTArguments
 from alignment.cache import growing
 from alignment.head import loss_in_head
+from alignment.parser import CONFIGS
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
 from alignment.ppo.prompts import join
 from alignment.ppo.roles import ADAPTER, HEAD, POLICY, REFERENCE, RewardRole, RewardStart
@@ -73,23 +80,60 @@ SHAPES = {
         vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=48, num_attention_heads=32,
         num_key_value_heads=8, max_position_embeddings=4096,
     ),
+    "gemma-3-270m": Gemma3TextConfig(
+        vocab_size=262144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=256, sliding_window=512,
+    ),
+} | {
+    name: Qwen3Config(
+        vocab_size=151936, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=8, head_dim=128, tie_word_embeddings=name != "qwen3-8b",
+    )
+    for name, hidden, intermediate, layers, heads in (
+        ("qwen3-0.6b", 1024, 3072, 28, 16), ("qwen3-1.7b", 2048, 6144, 28, 16), ("qwen3-4b", 2560, 9728, 36, 32),
+        ("qwen3-8b", 4096, 12288, 36, 32),
+    )
 }  # fmt: skip
-SFT_BATCH, SFT_TOKENS, SUMMARY_TOKENS = 4, 512, 96
+SUMMARY_TOKENS = 96
 PPO_BATCH, PPO_MICRO_BATCH, PROMPT_TOKENS, NEW_TOKENS = 8, 1, 768, 96
 
 
-def build(config: PreTrainedConfig, device: str) -> PreTrainedModel:
-    """A model of this shape with random weights and new LoRA adapters; 4-bit but for embeddings, norms and head."""
+@dataclass(frozen=True)
+class FineTuning:
+    """What a step of fine-tuning is of: dialogues, the tokens of each, and how the model is loaded and trained."""
+
+    batch: int = 4
+    tokens: int = 512
+    in_4_bits: bool = True
+    checkpointing: bool = True
+    lora_r: int = 16
+    lora_dropout: float = 0.0
+
+    @classmethod
+    def of(cls, name: str) -> "FineTuning":
+        """As the model's YAML in recipes/configs says."""
+        settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text("utf-8"))
+        return cls(
+            settings["per_device_train_batch_size"], settings["max_length"], settings.get("load_in_4bit", False),
+            settings.get("gradient_checkpointing", False), settings["lora_r"], settings["lora_dropout"],
+        )  # fmt: skip
+
+
+def build(config: PreTrainedConfig, device: str, how: FineTuning) -> PreTrainedModel:
+    """A model of this shape with random weights and new adapters; 4-bit ones but for embeddings, norms and head."""
     name2qmap["dynamic"] = create_dynamic_map()  # or the first device keeps it, which may be the one without content
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     for name, module in list(model.named_modules()):  # one at a time: 16-bit weights never exist as a whole
         module.to_empty(device=device, recurse=False)
         model._init_weights(module)
-        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+        if how.in_4_bits and isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
             model.set_submodule(name, in_4_bits(module))
-    model.is_loaded_in_4bit = True
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    model.tie_weights()
+    model.is_loaded_in_4bit = how.in_4_bits
+    lora = LoraConfig(
+        r=how.lora_r, lora_alpha=32, lora_dropout=how.lora_dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, lora, autocast_adapter_dtype=False)
 
 
@@ -204,21 +248,22 @@ def adam_with_moments(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return optimizer
 
 
-def estimate(config: PreTrainedConfig, task: str, device: str = "meta") -> float:
-    """Peak memory (GiB) of a task; on the meta device without doing it."""
+def estimate(config: PreTrainedConfig, how: FineTuning | None, device: str = "meta") -> float:
+    """Peak memory (GiB) of fine-tuning, or of PPO where that is None; on the meta device without doing it."""
     meta_config.meta_nonzero_assume_all_nonzero = True  # no completion ends early
     attention = fused_attention if device == "meta" else nn.functional.scaled_dot_product_attention
     as_on_a_gpu = patch.object(nn.functional, "scaled_dot_product_attention", attention)
     with tempfile.TemporaryDirectory() as folder, Peak(device) as memory, as_on_a_gpu:
-        model = build(config, device)
-        if task == "sft":
+        model = build(config, device, how or FineTuning())
+        if how:
             for parameter in filter(lambda one: one.requires_grad, model.parameters()):
                 parameter.data = parameter.data.to(torch.bfloat16)  # as TRL does where the base has 4 bits
-            model.enable_input_require_grads()
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            if how.checkpointing:
+                model.enable_input_require_grads()
+                model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
             optimizer = adam_with_moments([p for p in model.parameters() if p.requires_grad])
-            ids = torch.ones(SFT_BATCH, SFT_TOKENS, dtype=torch.long, device=device)
+            ids = torch.ones(how.batch, how.tokens, dtype=torch.long, device=device)
             labels = torch.full_like(ids, -100)
             labels[:, -SUMMARY_TOKENS:] = 1
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
@@ -241,12 +286,12 @@ def tokenizer_of(config: PreTrainedConfig) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1", padding_side="left")
 
 
-def measure(config: PreTrainedConfig, task: str, folder: Path) -> dict[str, float]:
-    """Peak memory and tokens a second of a task, by the trainers, on what this machine has."""
+def measure(config: PreTrainedConfig, how: FineTuning | None, folder: Path) -> dict[str, float]:
+    """Peak memory and tokens a second of either task, by the trainers, on what this machine has."""
     on_gpu = torch.cuda.is_available()
     gc.collect()  # trainers refer to themselves: the model of the task before may still be there
     torch.cuda.empty_cache()
-    model = build(config, "cuda" if on_gpu else "cpu")
+    model = build(config, "cuda" if on_gpu else "cpu", how or FineTuning())
     torch.cuda.empty_cache()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -255,24 +300,24 @@ def measure(config: PreTrainedConfig, task: str, folder: Path) -> dict[str, floa
         "output_dir": str(folder / "run"), "gradient_accumulation_steps": 1, "eval_strategy": "no",
         "save_strategy": "no", "load_best_model_at_end": False, "use_cpu": not on_gpu,
     }  # fmt: skip
-    if task == "sft":
+    if how:
         example = {
-            "input_ids": [2] * SFT_TOKENS,
-            "labels": [-100] * (SFT_TOKENS - SUMMARY_TOKENS) + [2] * SUMMARY_TOKENS,
+            "input_ids": [2] * how.tokens,
+            "labels": [-100] * (how.tokens - SUMMARY_TOKENS) + [2] * SUMMARY_TOKENS,
         }
         args = SFTArguments(
-            **common, per_device_train_batch_size=SFT_BATCH, max_steps=4, gradient_checkpointing=True,
+            **common, per_device_train_batch_size=how.batch, max_steps=4, gradient_checkpointing=how.checkpointing,
             dataset_kwargs={"skip_prepare_dataset": True}, include_num_input_tokens_seen="all", logging_steps=1,
         )  # fmt: skip
         trainer = DialogueSFTTrainer(
-            model=model, args=args, train_dataset=Dataset.from_list([example] * SFT_BATCH * 4),
+            model=model, args=args, train_dataset=Dataset.from_list([example] * how.batch * 4),
             processing_class=tokenizer,
         )  # fmt: skip
         clock = Clock()
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)  # which writes into the JSON
         trainer.train()
-        tokens_per_second = SFT_BATCH * SFT_TOKENS / min(clock.seconds[1:])
+        tokens_per_second = how.batch * how.tokens / min(clock.seconds[1:])
     else:
         save_reward_adapter(model, folder)
         roles = Roles(model, RewardStart(folder))
@@ -320,7 +365,8 @@ class Clock(TrainerCallback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES), help="which models")
-    parser.add_argument("--tasks", nargs="+", default=["sft", "ppo"], choices=["sft", "ppo"], help="which tasks")
+    tasks = ["sft", "ppo", "yaml"]
+    parser.add_argument("--tasks", nargs="+", default=tasks, choices=tasks, help="which tasks")
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each task")
     options = parser.parse_args()
     silence_libraries()
@@ -328,10 +374,11 @@ def main() -> None:
     device = torch.cuda.get_device_name() if on_gpu else "none: estimated, not measured"
     for name in options.models:
         for task in options.tasks:
-            figures = {"estimated_gib": round(estimate(SHAPES[name], task), 2)}
+            how = {"sft": FineTuning(), "ppo": None, "yaml": FineTuning.of(name)}[task]
+            figures = {"estimated_gib": round(estimate(SHAPES[name], how), 2)}
             if on_gpu:
                 with tempfile.TemporaryDirectory() as folder:
-                    figures |= measure(SHAPES[name], task, Path(folder))
+                    figures |= measure(SHAPES[name], how, Path(folder))
                 figures["estimate_ratio"] = round(figures["estimated_gib"] / figures["peak_memory_gib"], 3)
             if options.json:
                 print(json.dumps({"model": name, "task": task, "gpu": device} | figures), flush=True)

@@ -1,6 +1,7 @@
 """benchmarks/memory.py: the shapes of the models, and the estimate against memory that was really taken."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ PARAMETERS = {
     "kogpt": 6_166_502_400,
     "llama-2-ko-7b": 6_855_856_128,
     "solar-10.7b": 10_731_524_096,
+    "gemma-3-270m": 268_098_176,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
 }
 SMALL = LlamaConfig(
     vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
@@ -29,33 +35,43 @@ def test_a_shape_has_the_parameters_of_the_published_model(name: str):
 
 
 def test_7b_is_estimated_within_the_memory_that_is_promised():
-    assert memory.estimate(memory.SHAPES["llama-2-ko-7b"], "sft") < 7
-    assert memory.estimate(memory.SHAPES["llama-2-ko-7b"], "ppo") < 12
+    assert memory.estimate(memory.SHAPES["llama-2-ko-7b"], memory.FineTuning()) < 7
+    assert memory.estimate(memory.SHAPES["llama-2-ko-7b"], None) < 12
+
+
+@pytest.mark.parametrize("name", ["gemma-3-270m", "qwen3-0.6b"])
+def test_a_yaml_says_what_its_fine_tuning_is_estimated_to_take(name: str):
+    head = (memory.CONFIGS / f"{name}.yaml").read_text("utf-8").partition("# Licence")[0]
+    estimated = memory.estimate(memory.SHAPES[name], memory.FineTuning.of(name)) + 1  # GiB of CUDA
+    assert f": {estimated:.1f} GiB with 4 dialogues of 1,024 tokens" in head
+
+
+FEW = memory.FineTuning(
+    tokens=128
+)  # for 4-bit layers are slow on a CPU; PPO keeps the keys and values that it estimates
 
 
 @pytest.fixture
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer for fine-tuning, as 4-bit layers are slow on a CPU; PPO keeps the keys and values that it estimates."""
-    monkeypatch.setattr(memory, "SFT_TOKENS", 128)
     monkeypatch.setattr(memory, "SUMMARY_TOKENS", 24)
 
 
 @pytest.mark.usefixtures("few_tokens")
-@pytest.mark.parametrize("task", ["sft", "ppo"])
-def test_the_estimate_is_what_the_steps_take(task: str):
-    estimated, taken = (memory.estimate(SMALL, task, device) for device in ("meta", "cpu"))
+@pytest.mark.parametrize("how", [FEW, replace(FEW, in_4_bits=False, checkpointing=False, lora_dropout=0.1), None])
+def test_the_estimate_is_what_the_steps_take(how: memory.FineTuning | None):
+    estimated, taken = (memory.estimate(SMALL, how, device) for device in ("meta", "cpu"))
     assert estimated == pytest.approx(taken, rel=0.1)
 
 
 @pytest.mark.usefixtures("few_tokens")
 def test_the_estimate_is_what_the_trainer_takes(tmp_path: Path):
     with memory.Peak("cpu") as peak:
-        memory.measure(SMALL, "sft", tmp_path)
-    assert memory.estimate(SMALL, "sft") == pytest.approx(peak.peak / memory.GIB, rel=0.1)
+        memory.measure(SMALL, FEW, tmp_path)
+    assert memory.estimate(SMALL, FEW) == pytest.approx(peak.peak / memory.GIB, rel=0.1)
 
 
 def test_updates_of_ppo_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, value in (("PPO_BATCH", 2), ("PROMPT_TOKENS", 24), ("NEW_TOKENS", 4)):
         monkeypatch.setattr(memory, name, value)
     with contextlib.redirect_stderr(None):
-        assert memory.measure(SMALL, "ppo", tmp_path)["tokens_per_second"] > 0
+        assert memory.measure(SMALL, None, tmp_path)["tokens_per_second"] > 0
