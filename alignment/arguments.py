@@ -13,12 +13,13 @@ from trl import ModelConfig, RewardConfig, SFTConfig
 
 from alignment.errors import InputError
 
+MOST_SEED = 2**32 - 1  # numpy's
 # Fields of TRL's configs for work that is not its trainers' here: examples come ready to them, and the launch is ours.
 WITHOUT_EFFECT = {
     "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_num_proc",
     "dataset_text_field", "ddp_backend", "ddp_timeout", "do_predict", "do_train", "eos_token", "eval_packing",
     "model_init_kwargs", "packing", "packing_strategy", "pad_token", "padding_free", "shuffle_dataset",
-    "truncation_mode",
+    "truncation_mode", "length_column_name", "batch_eval_metrics", "eval_do_concat_batches",
     "generation_config", "generation_max_length", "generation_num_beams", "predict_with_generate", "sortish_sampler",
 }  # fmt: skip
 # Fields of `ModelArguments` that an adapter which is trained further has settled.
@@ -166,7 +167,7 @@ class TrainerArguments:
         default="batch_rebalance",
         metadata={
             "help": "Order of the data; batch_rebalance sorts each update's dialogues by length: less padding.",
-            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+            "choices": ["random", "sequential", "batch_rebalance"],  # group_by_length resumes in another order
         },
     )
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate."})
@@ -201,6 +202,10 @@ class TrainerArguments:
             value = getattr(self, name, least)
             if value is not None and not least <= value < math.inf:
                 raise InputError(f"--{name} {value}: expected {least} or more.")
+        if self.seed > MOST_SEED:  # type: ignore[attr-defined]
+            raise InputError(f"--seed {self.seed}: expected at most {MOST_SEED}.")  # type: ignore[attr-defined]
+        if self.save_only_model:  # type: ignore[attr-defined]
+            raise InputError("--save_only_model true: a killed run would go on without its optimizer. Leave it out.")
         if self.max_steps <= 0:  # type: ignore[attr-defined]
             check_epochs("num_train_epochs", self.num_train_epochs)  # type: ignore[attr-defined]
         if self.early_stopping_patience != TrainerArguments.early_stopping_patience and not self.load_best_model_at_end:

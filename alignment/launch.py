@@ -109,7 +109,8 @@ def _refuse_old_gpu() -> None:
 
 def _use_all_cores() -> None:
     """Shares the cores among this machine's processes: on a CPU `accelerate launch` gives each one thread only."""
-    by_user = "OMP_NUM_THREADS" in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    by_user = int(os.environ.get("OMP_NUM_THREADS", "0").partition(",")[0]) > launched  # the launcher itself sets 1
     if not torch.accelerator.is_available() and not by_user:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

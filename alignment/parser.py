@@ -193,8 +193,14 @@ def parse(
     if more:
         raise InputError(f"unexpected on the command line: {' '.join(more)}. Settings are given as `--name value`.")
     try:
-        return parser.parse_args_into_dataclasses(args=from_yaml + argv, look_for_args_file=False)
+        words = [_at_home(word) for word in from_yaml + argv]
+        return parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
     except InputError:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:  # a config's own: a value, a package, a file of it
         raise InputError(str(error)) from error
+
+
+def _at_home(word: str) -> str:
+    """A word with the user's home for `~`, which no shell puts there behind `--flag=`, nor in a YAML."""
+    return re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda match: (match[1] or "") + str(Path.home()), word)

@@ -98,11 +98,6 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def weights_of(folder: str | Path) -> list[tuple[str, int]]:
-    """Name and time of each file of weights in a folder: whether they are still the same ones."""
-    return [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(folder).glob("*.safetensors"))]
-
-
 @dataclasses.dataclass
 class Run:
     """One result folder: `start` decides what there is to do, `finish` writes the manifest that marks it as whole."""

@@ -87,7 +87,8 @@ class Study:
         The sampler's seed depends on the trial's number: a study that goes on does not begin its numbers again, and the
         first trials are the same however often it was interrupted, and by however many processes they are done.
         """
-        trials = len(self.optuna.get_trials(deepcopy=False)) if hasattr(self, "optuna") else 0
+        known = self.optuna.get_trials(deepcopy=False) if hasattr(self, "optuna") else []
+        trials = sum("retry_of" not in trial.user_attrs for trial in known)
         seed = int(np.random.SeedSequence([self.seed, trials]).generate_state(1)[0])
         return {
             "storage": self.storage,

@@ -16,7 +16,8 @@ from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.journal import Journal
 from alignment.models import as_trained, base_of, load_for_use
-from alignment.run import read_manifest, say, weights_of
+from alignment.run import read_manifest, say
+from alignment.weights import weights_of
 
 
 class Summarizer:

@@ -1,21 +1,59 @@
-"""How many numbers a model's weights are, how much room they take, and the type that the hardware computes in."""
+"""A model's files of weights: how many numbers, what room, whether still the same; and the type for the hardware."""
 
+import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from alignment.errors import InputError
+
+MIB = 2**20
 
 
-def size_of(folder: str | Path) -> dict[str, int]:
+def size_of(folder: str | Path, revision: str = "main") -> dict[str, int]:
     """How many `numbers` the weights of a folder, or of a Hub name that was loaded, hold, and their `bytes` on disk."""
-    cached = None if Path(folder).is_dir() else try_to_load_from_cache(str(folder), "config.json")
+    cached = None if Path(folder).is_dir() else try_to_load_from_cache(str(folder), "config.json", revision=revision)
     numbers, files = 0, sorted((Path(cached).parent if isinstance(cached, str) else Path(folder)).glob("*.safetensors"))
     for file in files:
-        with safe_open(file, "pt") as weights:
+        with whole(file), safe_open(file, "pt") as weights:
             numbers += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return {"numbers": numbers, "bytes": sum(file.stat().st_size for file in files)}
+
+
+def weights_of(folder: str | Path) -> dict[str, str]:
+    """A digest of each file of weights in a folder, by name: whether they are still the same ones, here or copied.
+
+    SHA-256 of the size and of what stands in up to 64 places (a MiB each, so that of an adapter it is the whole file).
+    """
+    return {file.name: _digest(file) for file in sorted(Path(folder).glob("*.safetensors"))}
+
+
+def _digest(file: Path) -> str:
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as content:
+        for place in range(0, size, max(MIB, size // 64)):
+            content.seek(place)
+            digest.update(content.read(MIB))
+    return digest.hexdigest()
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[None]:
+    """Tells of a file that an interrupted copy has cut.
+
+    Raises:
+        InputError: What is read within is no whole safetensors.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise InputError(f"{file}: broken or cut ({error}). Copy or download it again.") from error
 
 
 def native_dtype() -> torch.dtype:

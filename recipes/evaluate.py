@@ -27,11 +27,11 @@ from alignment.parser import parse
 from alignment.progress import show_table
 from alignment.submission import fill_empty, write_submission
 from reward.choice import select
-from reward.evaluation import evaluate, files_to_refuse, say_winner, usual_profiles
+from reward.evaluation import evaluate, files_to_refuse, say_winner, systems_of, usual_profiles
 from reward.leaderboard import leaderboard, read_runs, write_leaderboard
 from reward.postprocess import mend
 from reward.rouge import PROFILES
-from reward.system import System, SystemArguments, systems_of
+from reward.system import System, SystemArguments
 
 
 @dataclass
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     records, rejected = splits.load_eval(data_args)
     predictions = data.match_predictions(by_id, records, args.predictions) if args.predictions else []
     outputs.claim_folder(output)
-    data.write_rejected(rejected, output / "rejected.jsonl")
+    data.write_rejected(rejected, output / "evaluate.rejected.jsonl")
     profiles = args.profiles or usual_profiles(records)
     results, rows = evaluate(systems, records, profiles, output, how.postprocess, predictions)
     columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "seconds", "peak_memory_gib")

@@ -24,6 +24,7 @@ from alignment.parser import CONFIGS, parse
 from alignment.ppo import PPOTrainer, Roles
 from alignment.ppo.config import PPOArguments
 from alignment.progress import reset_peak_memory
+from alignment.weights import weights_of
 from reward.comparison import compare, held_out_figures, write_comparison
 from reward.evaluation import usual_profiles
 from reward.labels import LabelArguments
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         "phase": phase,  # its prompts are those of the model that it comes from
         "prompt_form": form,
         "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
-        "starts_from": [list(map(list, run.weights_of(one))) for one in (args.sft_model, rewarding) if one],
+        "starts_from": [weights_of(one) for one in (args.sft_model, rewarding) if one],
     }
     if not any(output.glob("phase3*")):  # else they are of that run
         outputs.refuse_existing([output / "results.json", output / "report.html"], args.overwrite_output_dir)

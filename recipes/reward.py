@@ -21,6 +21,7 @@ from alignment.launch import launch
 from alignment.parser import CONFIGS, parse
 from alignment.progress import reset_peak_memory
 from alignment.summarizer import Summarizer
+from alignment.weights import weights_of
 from reward import candidates, pairs
 from reward.attribution import Attribution
 from reward.labels import LabelArguments, label_candidates, read_ratings, show_examples
@@ -47,21 +48,20 @@ def main(argv: list[str] | None = None) -> None:
     outputs.claim_folder(folder)
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
     everything, more = splits.load_all_train(data_args)  # for what costs seconds
+    records = {"train": train, "held_out": held_out}
     if args.candidates or args.ratings:
         pairs.check_ids(train, held_out)
-    records = {"train": train, "held_out": held_out}
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
 
     given = candidates.read_candidates(Path(args.candidates), train + held_out) if args.candidates else []
     rated, ratings, human = read_ratings(Path(args.ratings), train + held_out) if args.ratings else ([], {}, [])
     load = cache(partial(Summarizer.load, args.sft_model, model_args, prompt_args))  # for both splits
     decoding = Decoding(batch_size=args.sample_batch_size, seed=args.seed)
-    facts = {"sft_model": run.weights_of(args.sft_model), "use": asdict(model_args) | asdict(prompt_args)}
+    facts = {"sft_model": weights_of(args.sft_model), "use": asdict(model_args) | asdict(prompt_args)}
     made = {split: candidates.without_model(records[split], given + rated, args.seed) for split in SPLITS}
     for split in SPLITS if args.samples else ():
-        path = folder / f"{split}.samples.jsonl"
-        how = (args.samples, args.temperatures, decoding, path, facts, args.overwrite_output_dir)
-        made[split] += candidates.samples(load, records[split], *how)
+        made_in = folder / f"{split}.samples.jsonl", facts, args.overwrite_output_dir
+        made[split] += candidates.samples(load, records[split], args.samples, args.temperatures, decoding, *made_in)
     load.cache_clear()
     data.write_rejected(list(dict.fromkeys(rejected + more)), output / "rejected.jsonl")
     if args.stage == "sample":
@@ -86,8 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.stage == "pair":
         return
 
-    facts["starts_from"] = list(map(list, facts["sft_model"]))
-    facts["data"] = {split: pairs.summary(compared[split]) for split in SPLITS} | {"all": data.summary(everything)}
+    of_data = {split: pairs.summary(compared[split]) for split in SPLITS} | {"all": data.summary(everything)}
+    facts |= {"starts_from": facts["sft_model"], "data": of_data}
     settings, resume = run.settings_of(model_args, label_args, args), args.resume_from_checkpoint
     current = run.Run.start("Reward model", output / "model", settings, facts, args.overwrite_output_dir, resume)
     if not current.finished:

@@ -10,7 +10,6 @@ phase 2 goes on from phase 1's adapter with five. Results: OUTPUT_DIR/phase1 and
 """
 
 import copy
-import hashlib
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from alignment.launch import launch
 from alignment.parser import CONFIGS, parse
 from alignment.progress import reset_peak_memory
 from alignment.sft import check_goes_on, encode, make_trainer
+from alignment.weights import weights_of
 from reward.rouge import PROFILES, rouge
 
 Split = tuple[list[data.Record], list[data.Record]]  # to train on, held out
@@ -76,16 +76,10 @@ def start_phase(
     if phase == 2:
         earlier = None if args.overwrite_output_dir else run.read_manifest(folder)
         check_goes_on(settings, (earlier or run.read_manifest(before))["settings"])
-        facts["starts_from"] = {path.name: digest(path) for path in sorted(before.glob("*.safetensors"))}
+        facts["starts_from"] = weights_of(before)
     resume = (args.overwrite_output_dir, args.resume_from_checkpoint)
     alone = "--phases 2 " if phase == 2 else ""  # or phase 1 would be trained again
     return run.Run.start(f"Phase {phase}", folder, settings, facts, *resume, f"{alone}--overwrite_output_dir true")
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def train_phase(

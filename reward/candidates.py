@@ -216,4 +216,6 @@ def read_candidates(path: Path, records: list[Record]) -> list[Candidate]:
         if name not in known:
             raise InputError(f"{path}: row {number}: id {name!r} is none of the {len(known)} dialogues; give theirs")
         candidates.append(Candidate(name, str(row.get("kind") or "given"), one_line(text)))
+    if not candidates:
+        raise InputError(f"{path}: no rows. Expected id and text, and rows of them.")
     return candidates

@@ -1,5 +1,6 @@
 """Systems -> summaries, figures and costs, in a folder that `leaderboard.read_runs` reads."""
 
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -7,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from alignment import data
+from alignment.arguments import ModelArguments, PromptArguments
 from alignment.dialogue import language
+from alignment.errors import InputError
+from alignment.generation import Decoding
 from alignment.journal import left_behind
-from alignment.progress import peak_memory_gib, reset_peak_memory, show_table
+from alignment.progress import peak_memory_gib, show_table
 from alignment.run import say, write_json
 from alignment.submission import write_submission
 from reward.postprocess import effects, mend
 from reward.rouge import paired_bootstrap, rouge
-from reward.system import OneAtATime, System
+from reward.system import OneAtATime, System, SystemArguments
 
 RESULTS, DIALOGUES = "results.json", "dialogues.jsonl"
 COSTS = ("seconds", "peak_memory_gib", "parameters", "trained_parameters", "disk_bytes")
@@ -66,14 +70,13 @@ def evaluate(
     loaded = OneAtATime()
     with ExitStack() as journals:  # which stay until all is written
         for name, system in systems.items():
-            reset_peak_memory()
-            started = time.monotonic()
             cost: dict[str, Any] = dict.fromkeys(COSTS)
             if system is None:
                 raw = predictions
             else:
+                started, loading = time.monotonic(), loaded.seconds
                 raw, before = system.summarize(texts, f"Summarising with {name}", journals, folder / name, loaded)
-                cost["seconds"] = round(before + time.monotonic() - started, 1)
+                cost["seconds"] = round(before + time.monotonic() - started - (loaded.seconds - loading), 1)
                 cost |= {"peak_memory_gib": round(peak_memory_gib(), 2), **system.size()}
             own_rules = system.how.postprocess if system else rules
             summaries[name] = mend(texts, raw, own_rules)
@@ -113,3 +116,42 @@ def say_winner(rows: dict[str, list[float]], profile: str) -> None:
         f"Best by {profile}: {best}, {found['difference']:+.2f} from {first} "
         f"(95% interval {found['low']:+.2f} to {found['high']:+.2f}, p {p:.2g}{many}{chance})."
     )
+
+
+def systems_of(
+    names: list[str],
+    how: SystemArguments,
+    settings: dict[str, Decoding],
+    model_args: ModelArguments,
+    prompt_args: PromptArguments,
+) -> dict[str, System]:
+    """One system for each model and decoding, or for all models together where `how` combines them; by name.
+
+    Args:
+        names: Of models, or of folders that `System.save` wrote.
+        settings: Decodings by what is to stand behind a system's name.
+    """
+    short = _short_names(names)
+    endings = {f"-{setting}" if setting else "": decoding for setting, decoding in settings.items()}
+    if how.combine:
+        name = f"{how.combine}-{'+'.join(short)}"
+        return {
+            name + ending: System(tuple(names), how, decoding, model_args, prompt_args)
+            for ending, decoding in endings.items()
+        }
+    return {  # one model after the other, so that each is loaded once
+        name + ending: System.load(model, how, decoding, model_args, prompt_args)
+        for name, model in zip(short, names, strict=True)
+        for ending, decoding in endings.items()
+    }
+
+
+def _short_names(names: list[str]) -> list[str]:
+    """The last parts of each path, as many as tell it from the others."""
+    paths = [Path(os.path.abspath(name)) if Path(name).is_dir() else Path(name) for name in names]  # `.` has a name too
+    pieces = [[part for part in path.parts if part.strip("/\\")] for path in paths]
+    for parts in range(1, max(map(len, pieces)) + 1):
+        short = ["-".join(own[-parts:]) for own in pieces]
+        if len(set(short)) == len(short):
+            return short
+    raise InputError(f"--model {' '.join(names)}: the same model twice; name each once.")

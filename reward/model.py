@@ -194,7 +194,10 @@ def _parts(path: str | Path) -> dict[str, Any]:
     """What the folder of a reward model holds besides its network, as `RewardModel` takes it."""
     if not (file := Path(path) / FACTS).is_file():
         raise InputError(f"{path}: no {FACTS} in it. Expected the model folder of a finished recipes/reward.py.")
-    facts = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: broken or cut ({error}). Copy it again, or run recipes/reward.py again.") from error
     if "scale" not in facts:
         raise InputError(f"{file}: no scale in it; an earlier version wrote it. Run recipes/reward.py again.")
     return facts | {"scale": Scale(**facts["scale"]), "attribution": Attribution.load(path)}

@@ -12,8 +12,8 @@ Candidates are what each model writes by itself, and `--samples` samples of each
 
 import gc
 import json
-import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,8 +25,9 @@ from alignment import models, outputs, run
 from alignment.arguments import ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding
+from alignment.progress import reset_peak_memory
 from alignment.summarizer import Summarizer
-from alignment.weights import size_of
+from alignment.weights import size_of, weights_of
 from reward.consensus import best_of, consensus
 from reward.model import RewardModel
 from reward.postprocess import check_rules
@@ -90,13 +91,21 @@ class OneAtATime:
 
     def __init__(self) -> None:
         self._key, self._value = "", None
+        self.seconds = 0.0  # that loading has taken
+
+    def free_unless(self, key: str) -> None:
+        """Lets go of what was loaded last, unless it has this key."""
+        if key != self._key:
+            self._key, self._value = "", None
+            gc.collect()  # 4-bit layers and their weights refer to each other
 
     def __call__(self, key: str, load: Callable[[], Any]) -> Any:
         """What `load` returns, or returned when it was last called with this key."""
+        self.free_unless(key)  # before the next one's memory is taken
         if key != self._key:
-            self._key, self._value = "", None  # its memory, before the next one's is taken
-            gc.collect()  # 4-bit layers and their weights refer to each other
+            started = time.monotonic()
             self._value = load()
+            self.seconds += time.monotonic() - started
             self._key = key
         return self._value
 
@@ -162,7 +171,10 @@ class System:
         """
         loaded, seconds = loaded or OneAtATime(), 0.0
         candidates: list[list[str]] = []
-        for number, (key, load, decoding, count) in enumerate(self._candidates()):
+        ways = self._candidates()
+        loaded.free_unless(ways[0][0])
+        reset_peak_memory()
+        for number, (key, load, decoding, count) in enumerate(ways):
             summarizer, others = loaded(key, load)
             weights = self.how.weights if others else None
             repeated, journal = dialogues * count, None  # samples of a dialogue together read it once
@@ -208,7 +220,8 @@ class System:
             return consensus(by_dialogue, self.how.mbr_profile, description and "Comparing candidates")
         folder = str(Path(self.how.reward_model or "") / "model")
         scorer = loaded(f"reward {folder}", lambda: RewardModel.load(folder))
-        return best_of(by_dialogue, dialogues, partial(scorer.score, description=description and "Scoring candidates"))
+        how = {"batch_size": min(self.decoding.batch_size or 8, 8), "description": description and "Scoring candidates"}
+        return best_of(by_dialogue, dialogues, partial(scorer.score, **how))
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +231,7 @@ class System:
         bases: dict[str, int] = {}
         for name in self.models:
             folder = models.resolve(name)
-            own, base = size_of(folder), models.base_of(folder)
+            own, base = size_of(folder, self.model_args.model_revision), models.base_of(folder)
             disk += own["bytes"]
             if base is not None:
                 bases[base] = size_of(models.resolve(base))["numbers"]
@@ -245,7 +258,7 @@ class System:
             **asdict(self.how),
             "models": folders,
             "reward_model": judge,
-            "weights_of": {str(folder): [[*one] for one in run.weights_of(folder)] for folder in weighed},
+            "weights_of": {str(folder): weights_of(folder) for folder in weighed},
             "decoding": asdict(self.decoding),
             **asdict(self.prompt_args),
             "loaded_as": {name: value for name, value in given.items() if value is not None},
@@ -280,8 +293,15 @@ class System:
         is replaced at the end, for it may be what is copied.
         """
         description = self.describe()
-        partial_folder = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial_folder, ignore_errors=True)
+        partial_folder, replaced = (folder.with_name(f"{folder.name}.{state}") for state in ("partial", "replaced"))
+        if folder.exists() and not (folder / FILE).is_file():
+            raise InputError(
+                f"{folder}: no saved system, so it is not replaced. Move it, or choose another --output_dir."
+            )
+        if replaced.exists() and not folder.exists():  # killed between two renames
+            replaced.rename(folder)
+        for left in (partial_folder, replaced):
+            shutil.rmtree(left, ignore_errors=True)
         outputs.make_folder(partial_folder)
         description["models"] = [
             _copied(name, partial_folder, f"{i}-{Path(name).name}") for i, name in enumerate(description["models"], 1)
@@ -290,9 +310,10 @@ class System:
             description["reward_model"] = _copied(description["reward_model"], partial_folder, "reward")
         del description["weights_of"]
         run.write_json(description, partial_folder / FILE)
-        if (folder / FILE).is_file():
-            shutil.rmtree(folder)
+        if folder.exists():
+            folder.rename(replaced)
         partial_folder.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     @classmethod
     def load(
@@ -355,42 +376,3 @@ def _copied(name: str, folder: Path, new_name: str) -> str:
     if (manifest := run.read_manifest(name)) is not None:  # which for a checkpoint lies beside it
         run.write_json(manifest, folder / new_name / run.MANIFEST)
     return new_name
-
-
-def systems_of(
-    names: list[str],
-    how: SystemArguments,
-    settings: dict[str, Decoding],
-    model_args: ModelArguments,
-    prompt_args: PromptArguments,
-) -> dict[str, System]:
-    """One system for each model and decoding, or for all models together where `how` combines them; by name.
-
-    Args:
-        names: Of models, or of folders that `System.save` wrote.
-        settings: Decodings by what is to stand behind a system's name.
-    """
-    short = _short_names(names)
-    endings = {f"-{setting}" if setting else "": decoding for setting, decoding in settings.items()}
-    if how.combine:
-        name = f"{how.combine}-{'+'.join(short)}"
-        return {
-            name + ending: System(tuple(names), how, decoding, model_args, prompt_args)
-            for ending, decoding in endings.items()
-        }
-    return {  # one model after the other, so that each is loaded once
-        name + ending: System.load(model, how, decoding, model_args, prompt_args)
-        for name, model in zip(short, names, strict=True)
-        for ending, decoding in endings.items()
-    }
-
-
-def _short_names(names: list[str]) -> list[str]:
-    """The last parts of each path, as many as tell it from the others."""
-    paths = [Path(os.path.abspath(name)) if Path(name).is_dir() else Path(name) for name in names]  # `.` has a name too
-    pieces = [[part for part in path.parts if part.strip("/\\")] for path in paths]
-    for parts in range(1, max(map(len, pieces)) + 1):
-        short = ["-".join(own[-parts:]) for own in pieces]
-        if len(set(short)) == len(short):
-            return short
-    raise InputError(f"--model {' '.join(names)}: the same model twice; name each once.")

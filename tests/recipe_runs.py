@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from unittest.mock import patch
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import alignment
 
@@ -32,6 +33,11 @@ def manifest(folder: Path) -> dict[str, Any]:
 def curve(folder: Path, name: str) -> list[float]:
     """What was logged under a name while a result was trained."""
     return [line[name] for line in manifest(folder)["log"] if name in line]
+
+
+def change_weights(file: Path) -> None:
+    """As another training does: the tensors in a file have other values."""
+    save_file({name: weight + 1 for name, weight in load_file(file).items()}, file, {"format": "pt"})
 
 
 def forked(target: Any, *args: Any) -> ForkServerProcess:

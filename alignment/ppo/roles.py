@@ -28,6 +28,7 @@ from alignment.errors import InputError
 from alignment.head import SCALES, TokenLogProbs
 from alignment.ppo.prompts import Prompt, join, pad, split
 from alignment.training import let_gradients_through
+from alignment.weights import whole
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward", "value"  # PEFT saves "default" at the top
 ADAPTER, HEAD = f"adapter_{SAFE_WEIGHTS_NAME}", "head.safetensors"
@@ -285,7 +286,8 @@ def read_head(folder: Path, shape: torch.Size) -> Tensor:
     """The weight of a reward model's head."""
     if not (path := folder / HEAD).is_file():
         raise InputError(f"{folder}: no {HEAD} in it. Expected a folder that recipes/reward.py has written.")
-    weight = load_file(path)["weight"]
+    with whole(path):
+        weight = load_file(path)["weight"]
     if weight.shape != shape:
         raise InputError(f"{path}: a head of {tuple(weight.shape)} for a base of {tuple(shape)}.")
     return weight

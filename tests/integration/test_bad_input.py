@@ -130,11 +130,13 @@ def test_a_byte_order_mark_and_crlf_are_simply_read(change, data, short_flags, t
 def test_bad_rows_skip_goes_on_and_lists_them(data, short_flags, evaluate_flags, tmp_path):
     path = data(json_lines(GOOD, OTHER | {"summary": ""}, OTHER))
     short = partial(short_flags, phases="1,2")
-    for name, main, flags in (("sft", sft.main, short), ("evaluate", evaluate.main, evaluate_flags)):
-        main(flags(dataset_path=path, output_dir=tmp_path / name, bad_rows="skip"))
-        (rejected,) = map(json.loads, (tmp_path / name / "rejected.jsonl").read_text("utf-8").splitlines())
+    recipes = ((sft.main, short, "rejected.jsonl"), (evaluate.main, evaluate_flags, "evaluate.rejected.jsonl"))
+    for main, flags, file in recipes:
+        main(flags(dataset_path=path, output_dir=tmp_path / "both", bad_rows="skip"))
+        (rejected,) = map(json.loads, (tmp_path / "both" / file).read_text("utf-8").splitlines())
         assert (rejected["path"], rejected["row"], rejected["fault"]) == (str(path), 2, "no reference summary")
         assert json.loads(rejected["content"]) == OTHER | {"summary": ""}
+    assert (tmp_path / "both" / "rejected.jsonl").is_file()  # which rows were not trained on
 
 
 # --- length -----------------------------------------------------------------------------------------------------------

@@ -2,13 +2,13 @@
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from recipe_runs import change_weights
 
 from alignment import summarizer
 from alignment.arguments import PromptArguments
@@ -267,7 +267,7 @@ def test_a_run_killed_in_its_second_model_keeps_the_first(score, tiny_model, tra
 def test_texts_of_a_model_that_was_trained_anew_are_not_taken(score, tiny_model, tmp_path, monkeypatch):
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     kill_after_two(monkeypatch, lambda: score(model=[model]), tmp_path / "out")
-    os.utime(model / "model.safetensors", (1, 1))
+    change_weights(model / "model.safetensors")
     rows = predictions_in(score(model=[model]) / "predictions.csv")
     assert not any("표시" in text for _, text in rows)
 

@@ -2,14 +2,15 @@
 
 import csv
 import json
-import os
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from recipe_runs import change_weights
 from safetensors.torch import save_file
 
 from alignment import data, models, summarizer
@@ -24,9 +25,9 @@ from alignment.summarizer import Summarizer
 from alignment.weights import size_of
 from recipes import evaluate, sft, summarize
 from reward.consensus import consensus
-from reward.evaluation import say_winner
+from reward.evaluation import say_winner, systems_of
 from reward.model import RewardModel, head_of, load_scorer
-from reward.system import OneAtATime, System, SystemArguments, systems_of
+from reward.system import OneAtATime, System, SystemArguments
 
 TOKENS = 8
 
@@ -128,8 +129,7 @@ def test_mbr_takes_the_consensus_of_summaries_and_samples_of_all_models(score, t
 def test_best_of_n_takes_what_the_reward_model_likes_best(score, trained, dialogues, reward_model):
     folder = score(combine="best_of_n", reward_model=reward_model, **SAMPLES)
     described = json.loads((folder / "results.json").read_text("utf-8"))[0]["system"]["weights_of"]
-    weights = [name for name, _ in described[str(Path(reward_model) / "model")]]
-    assert weights == ["adapter_model.safetensors", "head.safetensors"]
+    assert [*described[str(Path(reward_model) / "model")]] == ["adapter_model.safetensors", "head.safetensors"]
     texts = dialogues_in(dialogues)
     scorer = RewardModel.load(str(reward_model / "model"))
     for chosen, dialogue, own in zip(
@@ -201,6 +201,29 @@ def test_a_system_works_without_journals(trained, dialogues):
     summaries, seconds = system.summarize(dialogues_in(dialogues))
     assert len(summaries) == 4
     assert seconds == 0
+
+
+def test_a_model_goes_before_the_next_system_is_measured_unless_that_uses_it():
+    class Model:
+        pass
+
+    loaded = OneAtATime()
+    one = weakref.ref(loaded("one", Model))
+    loaded.free_unless("one")
+    assert loaded("one", Model) is one() is not None
+    loaded.free_unless("another")
+    assert one() is None
+
+
+def test_seconds_are_those_of_writing_and_not_of_loading(score, monkeypatch):
+    call, day = OneAtATime.__call__, 86_400
+
+    def load_for_a_day(self: OneAtATime, *what: object) -> object:
+        self.seconds += day  # which the clock did not see, so that the seconds of writing are fewer by as much
+        return call(self, *what)
+
+    monkeypatch.setattr(OneAtATime, "__call__", load_for_a_day)
+    assert -2 * day < result_in(score(combine="lora_average"))["seconds"] < 0
 
 
 def test_systems_on_one_model_with_different_prompts_keep_apart(trained, dialogues):
@@ -415,6 +438,21 @@ def test_a_chosen_checkpoint_keeps_prompt_and_length(score, trained, tmp_path, d
     assert not list(best.rglob("*.pt"))
 
 
+def test_another_folder_in_the_place_of_the_best_is_not_replaced(score, trained, tmp_path):
+    folder, best = score(model=[trained[0]]), tmp_path / "report" / "best"
+    best.mkdir(parents=True)
+    (best / "adapter_model.safetensors").write_bytes(b"of another recipe")
+    flags = ["--compare", str(folder), "--select", "strict", "--output_dir", str(tmp_path / "report")]
+    with pytest.raises(InputError, match=r"best: no saved system, so it is not replaced"):
+        evaluate.main([*flags, "--overwrite_output_dir", "true"])
+    assert [file.name for file in best.iterdir()] == ["adapter_model.safetensors"]
+    shutil.rmtree(best)
+    for _ in range(2):  # the second time in place of the first
+        evaluate.main([*flags, "--overwrite_output_dir", "true"])
+    assert [file.name for file in best.parent.iterdir() if "best" in file.name] == ["best"]
+    assert System.load(str(best)).models
+
+
 @pytest.mark.parametrize("fate", ["gone", "trained anew"])
 def test_weights_that_were_not_scored_are_not_chosen(fate, score, trained, tmp_path):
     model = Path(shutil.copytree(trained[0], tmp_path / "model"))
@@ -422,7 +460,7 @@ def test_weights_that_were_not_scored_are_not_chosen(fate, score, trained, tmp_p
     if fate == "gone":
         shutil.rmtree(model)
     else:
-        os.utime(model / "adapter_model.safetensors", (1, 1))
+        change_weights(model / "adapter_model.safetensors")
     with pytest.raises(InputError, match=r"model is best, but weights of .*model are gone, or are not those that"):
         evaluate.main(["--compare", str(folder), "--select", "strict", "--output_dir", str(tmp_path / "report")])
 

@@ -1,5 +1,7 @@
 """`parse()`: default < YAML < command line, and a clear refusal of everything else."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -60,6 +62,14 @@ def test_the_default_config_is_read_when_no_model_is_named(config):
 )
 def test_the_default_config_is_not_read_when_a_model_is_named(config, flag):
     assert settings(*flag, default_config=config("lora_r: 4"))["lora_r"] == 16
+
+
+@pytest.mark.parametrize("words", [["--model-name-or-path=~/m"], ["--model_name_or_path", "~/m"]])
+def test_the_users_home_is_put_in_where_no_shell_does(config, words):
+    home = str(Path.home() / "m")
+    assert settings(*words)["model_name_or_path"] == home
+    assert settings("--config", config("model_name_or_path: ~/m"))["model_name_or_path"] == home
+    assert settings("--model_name_or_path", "a~/m")["model_name_or_path"] == "a~/m"
 
 
 def test_a_config_takes_the_place_of_the_default_config(config, tmp_path):
@@ -379,6 +389,10 @@ def test_the_nearest_name_is_one_with_an_effect(word, nearest):
     ("words", "says"),
     [
         ("--seed -1", "--seed -1: expected 0 or more."),
+        ("--seed 20240101123", "--seed 20240101123: expected at most 4294967295."),
+        ("--save_only_model true", "--save_only_model true: a killed run would go on without its optimizer."),
+        ("--batch_eval_metrics true", "--batch_eval_metrics: has no effect here"),
+        ("--train_sampling_strategy group_by_length", "--train_sampling_strategy: invalid choice"),
         ("--learning_rate -1", "--learning_rate -1.0: expected 0 or more."),
         ("--learning_rate nan", "--learning_rate nan: expected 0 or more."),
         ("--per_device_train_batch_size 0", "--per_device_train_batch_size 0: expected 1 or more."),

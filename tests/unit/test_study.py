@@ -181,6 +181,24 @@ def test_the_trial_of_a_killed_process_is_failed_and_its_parameters_are_tried_ne
     assert "Trial 0 was interrupted, and is done again." in capsys.readouterr().err
 
 
+def test_the_trials_are_the_same_whether_or_not_one_was_killed(open_study, tmp_path):
+    def suggested(study: Study, trials: int) -> list[float]:
+        for _ in range(trials):
+            assert study.take(total=4)
+            trial = ask(study)
+            study.begin(trial)
+            trial.suggest_float("x", 0, 1)
+            study.optuna.tell(trial.number, 1.0)
+        return sorted(trial.params["x"] for trial in study.finished())
+
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    undisturbed.mkdir()
+    killed.mkdir()
+    suggested(open_study(killed), 1)
+    leave_running(open_study(killed))
+    assert suggested(open_study(killed), 3) == suggested(open_study(undisturbed), 4)
+
+
 def test_parameters_that_kill_twice_are_left_out(open_study, capsys):
     first = leave_running(open_study())
     second = leave_running(open_study())
