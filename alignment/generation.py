@@ -202,8 +202,7 @@ def generate(
     longest = [len(prompts[i]) + max_new_tokens for i in order[state.num_processes - 1 :: state.num_processes]]
     order = order[state.process_index :: state.num_processes]
     texts: list[tuple[int, str]] = []
-    shown = description if state.is_main_process else None
-    with ExitStack() as restored, Progress(shown, total=len(order)) as progress, torch.no_grad():
+    with ExitStack() as restored, Progress(description, total=len(order)) as progress, torch.no_grad():
         restored.callback(model.train, model.training)
         model.eval()
         for one in (model, *(other.model for other in others)):

@@ -52,11 +52,11 @@ def _bar() -> bar.Progress:
 
 
 class Progress:
-    """A bar with rows a second, time left and peak memory; in a log that is no terminal, a line every tenth."""
+    """A bar with rows a second, time left and peak memory, in the main process; in a log, a line every tenth."""
 
     def __init__(self, description: str | None, total: int) -> None:
         self.description, self.total, self.done = description, total, 0
-        self._bar = _bar() if description else None
+        self._bar = _bar() if description and PartialState().is_main_process else None
 
     def __enter__(self) -> "Progress":
         if self._bar:

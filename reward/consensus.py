@@ -29,10 +29,8 @@ def consensus(candidates: list[list[str]], profile: str | None = None, descripti
     _check(candidates)
     everything = " ".join(text for texts in candidates for text in texts)
     profile = profile or ("strict" if language(everything) == "ko" else "english")
-    state = PartialState()
-    own = range(state.process_index, len(candidates), state.num_processes)
-    chosen: list[tuple[int, str]] = []
-    with Progress(description if state.is_main_process else None, total=len(own)) as progress:
+    own, chosen = _own(candidates), []
+    with Progress(description, total=len(own)) as progress:
         for row in own:
             texts = candidates[row]
             others = [[other for j, other in enumerate(texts) if j != i and other.strip()] for i in range(len(texts))]
@@ -40,15 +38,15 @@ def consensus(candidates: list[list[str]], profile: str | None = None, descripti
             scores = rouge(texts, [rest or ["-"] for rest in others], profile).rows
             chosen.append((row, _highest(texts, [score["mean"] for score in scores])))
             progress.advance(1)
-    if state.num_processes > 1:
-        chosen = gather_object(chosen)
-    return [text for _, text in sorted(chosen)]
+    return _of_all(chosen)
 
 
 def best_of(
     candidates: list[list[str]], dialogues: list[str], score: Callable[[list[str], list[str]], list[float]]
 ) -> list[str]:
     """Of each dialogue's candidates the one with the highest score; of equals, the first.
+
+    Several processes share the dialogues.
 
     Args:
         score: From dialogues and as many summaries to as many numbers, such as `RewardModel.score`.
@@ -59,9 +57,22 @@ def best_of(
     Source: best of n, Stiennon et al. 2020 (arXiv 2009.01325), section 4.3.
     """
     _check(candidates)
-    flat = [(dialogue, text) for dialogue, texts in zip(dialogues, candidates, strict=True) for text in texts]
-    values = iter(score(*map(list, zip(*flat, strict=True))))
-    return [_highest(texts, [next(values) for _ in texts]) for texts in candidates]
+    own = _own(candidates)
+    flat = [(dialogues[row], text) for row in own for text in candidates[row]]
+    values = iter(score([dialogue for dialogue, _ in flat], [text for _, text in flat]))
+    return _of_all([(row, _highest(candidates[row], [next(values) for _ in candidates[row]])) for row in own])
+
+
+def _own(candidates: list[list[str]]) -> range:
+    """The dialogues that are this process's."""
+    return range(PartialState().process_index, len(candidates), PartialState().num_processes)
+
+
+def _of_all(chosen: list[tuple[int, str]]) -> list[str]:
+    """What every process has chosen, in order."""
+    if PartialState().num_processes > 1:
+        chosen = gather_object(chosen)
+    return [text for _, text in sorted(chosen)]
 
 
 def _highest(texts: list[str], scores: list[float]) -> str:
