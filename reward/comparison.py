@@ -17,14 +17,14 @@ from reward.rouge import paired_bootstrap, rouge
 
 SIDE_BY_SIDE = 5
 CHOSE = "These dialogues chose the checkpoint, which flatters it: score others with recipes/evaluate.py."
-CURVES = {
-    "Score of the rollouts": ("score",),
-    "Reward: score in deviations from the first, less penalties": ("reward",),
-    "KL of a completion from the reference, in nats": ("kl",),
-    "Tokens of a completion": ("length",),
-    "Entropy at a token, in nats": ("entropy",),
-    "Held-out ROUGE": ("eval_rouge",),
-    "Held-out score": ("eval_score",),
+CURVES = {  # title -> the figure's name in the log
+    "Score of the rollouts": "score",
+    "Reward: score in deviations from the first, less penalties": "reward",
+    "KL of a completion from the reference, in nats": "kl",
+    "Tokens of a completion": "length",
+    "Entropy at a token, in nats": "entropy",
+    "Held-out ROUGE": "eval_rouge",
+    "Held-out score": "eval_score",
 }
 
 
@@ -102,11 +102,8 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
 
 
 def _curve(title: str, axes: Axes, log: list[dict[str, float]]) -> None:
-    for name in CURVES[title]:
-        points = [(line["step"], line[name]) for line in log if name in line]
-        axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 30 else "", markersize=3)
-    if len(CURVES[title]) > 1:
-        axes.legend(fontsize="x-small", frameon=False)
+    points = [(line["step"], line[CURVES[title]]) for line in log if CURVES[title] in line]
+    axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else "", markersize=3)
     axes.set(title=title, xlabel="step")
 
 
