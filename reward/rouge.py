@@ -12,7 +12,6 @@ not be used on Korean: its tokenizer drops every character outside `[a-z0-9]`, s
 """
 
 import functools
-import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from mecab import MeCab
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from alignment.errors import InputError
 from reward.morphemes import kiwi_version, morphemes
@@ -55,8 +57,8 @@ def rouge(predictions: list[str], references: list[list[str]], profile: str) -> 
     """Score each prediction against its own references.
 
     Raises:
-        InputError: an unknown profile, no rows, lengths that differ, a row without references, a blank reference, a
-            text that is not a string, or a tokenizer that is not installed.
+        InputError: an unknown profile, no rows, lengths that differ, a row without references, a blank reference, or
+            a text that is not a string.
     """
     _check(predictions, references, profile)
     score, tokenizer = _metric(profile)
@@ -166,7 +168,7 @@ def _check(predictions: list[str], references: list[list[str]], profile: str) ->
 def _metric(profile: str) -> tuple[Score, str]:
     """Load what a profile needs, once: how it scores, and the name and version of its tokenizer."""
     if profile == "english":
-        words = _require("rouge_score.tokenizers", "rouge-score").DefaultTokenizer(use_stemmer=True).tokenize
+        words = DefaultTokenizer(use_stemmer=True).tokenize
         return _clipped(words), f"rouge-score {version('rouge-score')} (nltk {version('nltk')} Porter stemmer)"
     if profile == "strict":
         return _clipped(lambda text: [morpheme.form for morpheme in morphemes(text)]), kiwi_version()
@@ -176,24 +178,16 @@ def _metric(profile: str) -> tuple[Score, str]:
     return _aistages(mecab), tokenizer
 
 
-def _require(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"this ROUGE profile needs {package} ({error}): pip install {package}") from error
-
-
 @functools.cache
 def _mecab() -> tuple[Tokenize, str]:
-    morphemes = _require("mecab", "python-mecab-ko").MeCab().morphs
+    morphemes = MeCab().morphs
     return morphemes, f"python-mecab-ko {version('python-mecab-ko')} (mecab-ko-dic {version('python-mecab-ko-dic')})"
 
 
 def _clipped(tokenize: Tokenize) -> Score:
     """Count as `rouge-score` does, on these tokens."""
     tokenizer = SimpleNamespace(tokenize=functools.lru_cache(TEXTS)(tokenize))
-    module = _require("rouge_score.rouge_scorer", "rouge-score")
-    scorer = module.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=tokenizer)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=tokenizer)
 
     def score(prediction: str, reference: str) -> Scores:
         found = scorer.score(reference, prediction)

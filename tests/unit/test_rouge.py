@@ -4,12 +4,10 @@ import itertools
 import json
 import random
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from recipe_runs import forked
 from rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -197,21 +195,6 @@ def test_a_result_says_how_it_was_made(profile, tokenizer):
 def test_a_users_fault_is_told(predictions, references, profile, message):
     with pytest.raises(InputError, match=message):
         rouge(predictions, references, profile)
-
-
-def test_a_missing_tokenizer_names_the_command_that_installs_it(monkeypatch):
-    for cached in (metric._metric, metric._mecab):
-        cached.cache_clear()
-    monkeypatch.setitem(sys.modules, "mecab", None)
-    with pytest.raises(InputError, match="pip install python-mecab-ko"):
-        rouge(["a"], [["a"]], "nikl")
-
-
-def test_importing_loads_no_tokenizer():
-    tokenizers = {"mecab", "kiwipiepy", "rouge_score", "rouge", "nltk"}
-    process = forked(exec, f"import sys, reward.rouge; assert {tokenizers}.isdisjoint(sys.modules)")
-    process.join()
-    assert process.exitcode == 0
 
 
 def test_bootstrap_of_equal_systems_is_undecided():
