@@ -239,7 +239,7 @@ class PPOTrainer(AdapterCheckpoints):
         Where scores are far from what the critic foresees, the last token gets all the credit, and the policy learns
         to end sooner or later, whatever it writes. Source: Stiennon et al. 2020 (arXiv 2009.01325), appendix C.2.
         """
-        slope, intercept = ppo.line(self._sum(ppo.pairs_of(values, scores, mask)))
+        slope, intercept = ppo.fit_line(self._sum(ppo.regression_sums(values, scores, mask)))
         with torch.no_grad():
             self.roles.value_head.weight.mul_(slope)
             self.roles.value_head.bias.mul_(slope).add_(intercept)
