@@ -21,7 +21,7 @@ CURVES = {  # title -> the figure's name in the log
     "Score of the rollouts": "score",
     "Reward: score in deviations from the first, less penalties": "reward",
     "KL of a completion from the reference, in nats": "kl",
-    "Tokens of a completion": "length",
+    "Tokens of a completion": "length_tokens",
     "Entropy at a token, in nats": "entropy",
     "Held-out ROUGE": "eval_rouge",
     "Held-out score": "eval_score",
@@ -44,7 +44,7 @@ def compare(
         chose: Whether these dialogues chose the checkpoint.
 
     Returns:
-        `systems` (name, profile, rouge1, rouge2, rougeL, mean, length in characters, rows), `difference` by profile
+        `systems` (name, profile, rouge1, rouge2, rougeL, mean, characters, rows), `difference` by profile
         (as `paired_bootstrap` returns it), `chosen_by`, `warning` and `note` or None, the run's `log`, and `answers`.
     """
     references = [list(record.references) for record in records]
@@ -55,8 +55,8 @@ def compare(
         for name, summaries in answers.items():
             result = rouge(summaries, references, one)
             scores = {key: getattr(result, key) for key in ("rouge1", "rouge2", "rougeL", "mean")}
-            length = sum(map(len, summaries)) / len(summaries)
-            systems.append({"name": name, "profile": one, **scores, "length": length, "rows": len(records)})
+            characters = sum(map(len, summaries)) / len(summaries)
+            systems.append({"name": name, "profile": one, **scores, "characters": characters, "rows": len(records)})
             rows.append([row["mean"] for row in result.rows])
         differences[one] = paired_bootstrap(rows[0], rows[1])
     return {
@@ -85,7 +85,7 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
         **figures,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
-    columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "length")
+    columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "characters")
     show_table(f"Held-out, {len(records)} dialogues", columns, figures["systems"])
     for record, one, other in changed[:2]:
         say(f"\n{record.dialogue}\n  {before}: {one}\n  {after}: {other}")
@@ -114,7 +114,7 @@ _PAGE = """<!doctype html>
 {% if warning %}<p class="verdict">{{ warning }}</p>{% endif %}
 <table><tr><th>system<th>profile<th>ROUGE-1<th>ROUGE-2<th>ROUGE-L<th>mean<th>characters</tr>
 {% for row in systems %}<tr><td>{{ row.name }}<td>{{ row.profile }}
-{%- for value in (row.rouge1, row.rouge2, row.rougeL, row.mean, row.length) %}<td>{{ "%.2f"|format(value) }}
+{%- for value in (row.rouge1, row.rouge2, row.rougeL, row.mean, row.characters) %}<td>{{ "%.2f"|format(value) }}
 {%- endfor %}</tr>
 {% endfor %}</table>
 {% for profile, found in difference.items() %}<p>{{ profile }}: {{ "%+.2f"|format(found.difference) }}, 95% interval
