@@ -3,6 +3,8 @@
 from functools import cache
 from typing import Any
 
+from datasets import load_dataset
+
 from alignment.errors import InputError
 from alignment.formats import listed
 
@@ -18,8 +20,6 @@ def hub_splits(name: str) -> Any:
         InputError: It cannot be loaded.
     """
     try:
-        from datasets import load_dataset  # seconds to import, and only Hub data needs it
-
         return load_dataset(name)
     except Exception as error:  # the Hub's clients raise half a dozen unrelated types for "not reachable"
         cure = "without a connection, download it elsewhere as CSV or JSON lines and give the path of that file"

@@ -4,14 +4,13 @@ import math
 import sys
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from optuna.trial import BaseTrial
 
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.run import FREE_SETTINGS, settings_of
-
-if TYPE_CHECKING:  # so that its lack can be told of
-    from optuna.trial import BaseTrial
 
 # What stands for a setting of recipes/sft.py in a search.
 RANGES = {
@@ -136,7 +135,7 @@ class SearchSpace:
         said = [f"{name} {' to '.join(f'{value:g}' for value in values)}" for name, values in ranges.items()]
         return ", ".join([*said, f"prompt_form {' or '.join(self.forms)}"])
 
-    def settings(self, trial: "BaseTrial") -> dict[str, Any]:
+    def settings(self, trial: BaseTrial) -> dict[str, Any]:
         """The settings of a trial, new or finished; a range of one value is no parameter of it."""
         args = self.args
 

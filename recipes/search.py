@@ -10,11 +10,11 @@ Results: OUTPUT_DIR/best.yaml and trials.csv, written after each trial; the stud
 """
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import optuna
 from accelerate import PartialState
 
 from alignment import data, dialogue, models, outputs, run, splits
@@ -22,6 +22,7 @@ from alignment.arguments import DataArguments, ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.launch import launch
 from alignment.parser import CONFIGS, parse
+from alignment.search import Search
 from alignment.search_space import (
     DIRECTIONS,
     SearchArguments,
@@ -31,17 +32,11 @@ from alignment.search_space import (
     settings_of_study,
 )
 from alignment.sft import encode
+from alignment.study import Study
 from reward.rouge import PROFILES, rouge
 
 
 def main(argv: list[str] | None = None) -> None:
-    if find_spec("optuna") is None:
-        raise InputError("recipes/search.py needs Optuna, which is not installed. Install it: `pip install optuna`.")
-    import optuna
-
-    from alignment.search import Search
-    from alignment.study import Study
-
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # trials are told of here
     refuse_fixed(sys.argv[1:] if argv is None else argv)
     classes = (ModelArguments, DataArguments, PromptArguments, SearchArguments)

@@ -17,14 +17,14 @@ from reward.rouge import paired_bootstrap, rouge
 
 SIDE_BY_SIDE = 5
 CHOSE = "These dialogues chose the checkpoint, which flatters it: score others with recipes/evaluate.py."
-CURVES = {
-    "Score of the rollouts": ("score",),
-    "Reward: score in deviations from the first, less penalties": ("reward",),
-    "KL of a completion from the reference, in nats": ("kl",),
-    "Tokens of a completion": ("length",),
-    "Entropy at a token, in nats": ("entropy",),
-    "Held-out ROUGE": ("eval_rouge",),
-    "Held-out score": ("eval_score",),
+CURVES = {  # title -> the figure's name in the log
+    "Score of the rollouts": "score",
+    "Reward: score in deviations from the first, less penalties": "reward",
+    "KL of a completion from the reference, in nats": "kl",
+    "Tokens of a completion": "length_tokens",
+    "Entropy at a token, in nats": "entropy",
+    "Held-out ROUGE": "eval_rouge",
+    "Held-out score": "eval_score",
 }
 
 
@@ -44,7 +44,7 @@ def compare(
         chose: Whether these dialogues chose the checkpoint.
 
     Returns:
-        `systems` (name, profile, rouge1, rouge2, rougeL, mean, length in characters, rows), `difference` by profile
+        `systems` (name, profile, rouge1, rouge2, rougeL, mean, characters, rows), `difference` by profile
         (as `paired_bootstrap` returns it), `chosen_by`, `warning` and `note` or None, the run's `log`, and `answers`.
     """
     references = [list(record.references) for record in records]
@@ -55,8 +55,8 @@ def compare(
         for name, summaries in answers.items():
             result = rouge(summaries, references, one)
             scores = {key: getattr(result, key) for key in ("rouge1", "rouge2", "rougeL", "mean")}
-            length = sum(map(len, summaries)) / len(summaries)
-            systems.append({"name": name, "profile": one, **scores, "length": length, "rows": len(records)})
+            characters = sum(map(len, summaries)) / len(summaries)
+            systems.append({"name": name, "profile": one, **scores, "characters": characters, "rows": len(records)})
             rows.append([row["mean"] for row in result.rows])
         differences[one] = paired_bootstrap(rows[0], rows[1])
     return {
@@ -85,7 +85,7 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
         **figures,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
-    columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "length")
+    columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "characters")
     show_table(f"Held-out, {len(records)} dialogues", columns, figures["systems"])
     for record, one, other in changed[:2]:
         say(f"\n{record.dialogue}\n  {before}: {one}\n  {after}: {other}")
@@ -102,11 +102,8 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
 
 
 def _curve(title: str, axes: Axes, log: list[dict[str, float]]) -> None:
-    for name in CURVES[title]:
-        points = [(line["step"], line[name]) for line in log if name in line]
-        axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 30 else "", markersize=3)
-    if len(CURVES[title]) > 1:
-        axes.legend(fontsize="x-small", frameon=False)
+    points = [(line["step"], line[CURVES[title]]) for line in log if CURVES[title] in line]
+    axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else "", markersize=3)
     axes.set(title=title, xlabel="step")
 
 
@@ -117,7 +114,7 @@ _PAGE = """<!doctype html>
 {% if warning %}<p class="verdict">{{ warning }}</p>{% endif %}
 <table><tr><th>system<th>profile<th>ROUGE-1<th>ROUGE-2<th>ROUGE-L<th>mean<th>characters</tr>
 {% for row in systems %}<tr><td>{{ row.name }}<td>{{ row.profile }}
-{%- for value in (row.rouge1, row.rouge2, row.rougeL, row.mean, row.length) %}<td>{{ "%.2f"|format(value) }}
+{%- for value in (row.rouge1, row.rouge2, row.rougeL, row.mean, row.characters) %}<td>{{ "%.2f"|format(value) }}
 {%- endfor %}</tr>
 {% endfor %}</table>
 {% for profile, found in difference.items() %}<p>{{ profile }}: {{ "%+.2f"|format(found.difference) }}, 95% interval

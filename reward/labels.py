@@ -148,9 +148,9 @@ def _label(candidate: Candidate, record: Record, score: float, args: LabelArgume
     )  # fmt: skip
 
 
-def show_examples(labels: list[Label], dialogues: int = 3) -> None:
-    """Prints the candidates of the first dialogues, best label first; the file of labels has every component."""
-    for name in list(dict.fromkeys(label.id for label in labels))[:dialogues]:
+def show_examples(labels: list[Label]) -> None:
+    """Prints the candidates of the first three dialogues, best label first; the file of labels has every component."""
+    for name in list(dict.fromkeys(label.id for label in labels))[:3]:
         own = sorted((label for label in labels if label.id == name), key=lambda label: -label.label)
         rows = [asdict(label) | {"failed": ", ".join(label.failed) or "-"} for label in own]
         show_table(f"Labels of {name}", ("text", "kind", "label", "rouge", "roles", "failed"), rows)

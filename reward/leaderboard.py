@@ -33,7 +33,7 @@ BINS = 40  # of the length histogram
 MOST_SPEAKERS = 5  # and more than that
 MOST_POINTS = 400  # of a curve: more than a screen can tell apart
 TRAINING_LOSS = "Training loss"
-ALL_CURVES = {"Held-out loss": ("eval_loss",), TRAINING_LOSS: ("loss",)} | CURVES
+ALL_CURVES = {"Held-out loss": "eval_loss", TRAINING_LOSS: "loss"} | CURVES
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def _curves(entries: list[Entry]) -> list[dict[str, Any]]:
     for path, found in models.items():
         log = [line for line in found["manifest"].get("log") or [] if isinstance(line, dict) and "step" in line]
         by_kl = _points(log, "kl", "reward")
-        series = {title: _thinned(_points(log, "step", name)) for title, (name, *_) in ALL_CURVES.items()}
+        series = {title: _thinned(_points(log, "step", name)) for title, name in ALL_CURVES.items()}
         if by_kl:  # the loss of PPO is of another kind than that of fine-tuning
             series[TRAINING_LOSS] = []
         own = {"model": path, "systems": found["systems"], "seconds": found["manifest"].get("seconds")}

@@ -1,11 +1,11 @@
 """Korean text -> morphemes, by Kiwi, with speaker tags and masks kept whole."""
 
 import functools
-import importlib
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from alignment.errors import InputError
+from kiwipiepy import Kiwi
+
 from alignment.speakers import MASK
 
 
@@ -28,11 +28,8 @@ def kiwi_version() -> str:
 
 
 @functools.cache
-def _kiwi() -> Any:
-    try:
-        kiwi = importlib.import_module("kiwipiepy").Kiwi()
-    except ImportError as error:
-        raise InputError(f"Korean morphemes need kiwipiepy ({error}): pip install kiwipiepy") from error
+def _kiwi() -> Kiwi:
+    kiwi = Kiwi()
     # Left alone, Kiwi reads `#Person1#은` as two hashtags. As a proper noun the mask stays whole and what follows is
     # read as a particle; cutting the text at masks would lose that (`는` alone becomes the verb `늘`).
     kiwi.add_re_word(MASK, "NNP")

@@ -17,7 +17,6 @@ from alignment.speakers import MASK, names_in, swap_speakers
 from reward.morphemes import Morpheme, morphemes
 from reward.numerals import implied_numbers, numbers
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _CLOSING = " \n\"'”’)]」』"
 
 # --- what the dialogue does not hold ----------------------------------------------------------------------------------

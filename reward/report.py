@@ -97,12 +97,9 @@ def spearman_within(labels: list[Label], scores: dict[tuple[str, str], float]) -
     frame = pd.DataFrame(
         {"id": label.id, "label": label.label, "score": scores[label.id, label.text]} for label in labels
     )
-    values = []
-    for _, group in frame.groupby("id"):
-        ranks = group[["label", "score"]].rank()
-        if len(group) >= 3 and (ranks.std() > 0).all():
-            values.append(ranks.corr().iloc[0, 1])
-    return float(np.mean(values)) if values else None
+    tables = frame.groupby("id").corr("spearman", min_periods=3)  # 2 x 2 each, NaN where either does not vary
+    values = tables.xs("label", level=1)["score"].dropna()
+    return float(values.mean()) if len(values) else None
 
 
 def correlation(points: list[tuple[float, int]]) -> float | None:

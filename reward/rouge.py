@@ -12,7 +12,6 @@ not be used on Korean: its tokenizer drops every character outside `[a-z0-9]`, s
 """
 
 import functools
-import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from mecab import MeCab
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from alignment.errors import InputError
 from reward.morphemes import kiwi_version, morphemes
@@ -29,7 +31,8 @@ from reward.morphemes import kiwi_version, morphemes
 PROFILES = ("aistages", "nikl", "strict", "english")
 
 TEXTS = 2**12  # whose tokens are kept: `mbr` compares each summary with many, and analysing them is most of the time
-BLOCK = 2**16  # rows drawn at a time: 10,000 resamples of 12,000 rows at once would be 1 GB
+RESAMPLES = 10_000
+BLOCK = 2**16  # rows drawn at a time: all resamples of 12,000 rows at once would be 1 GB
 NOT_NIKL = re.compile(r"[^A-Za-z0-9가-힣]")
 
 Tokenize = Callable[[str], list[str]]
@@ -55,8 +58,8 @@ def rouge(predictions: list[str], references: list[list[str]], profile: str) -> 
     """Score each prediction against its own references.
 
     Raises:
-        InputError: an unknown profile, no rows, lengths that differ, a row without references, a blank reference, a
-            text that is not a string, or a tokenizer that is not installed.
+        InputError: an unknown profile, no rows, lengths that differ, a row without references, a blank reference, or
+            a text that is not a string.
     """
     _check(predictions, references, profile)
     score, tokenizer = _metric(profile)
@@ -71,7 +74,7 @@ def rouge(predictions: list[str], references: list[list[str]], profile: str) -> 
     return RougeResult(profile, tokenizer, (min(counts), max(counts)), rows=rows, **corpus)
 
 
-def paired_bootstrap(a: list[float], b: list[float], samples: int = 10_000, seed: int = 0) -> dict[str, float]:
+def paired_bootstrap(a: list[float], b: list[float]) -> dict[str, float]:
     """Say how sure it is that system `b` differs from system `a`, from their scores on the same rows.
 
     Returns:
@@ -79,63 +82,59 @@ def paired_bootstrap(a: list[float], b: list[float], samples: int = 10_000, seed
         to both counts, so that it is never 0, nor below that of all n rows having one sign by chance, 2 * 0.5 ** n).
 
     Raises:
-        InputError: lists that are empty or of different lengths, or fewer than one sample.
+        InputError: lists that are empty or of different lengths.
 
     Source: Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation".
     """
-    return paired_bootstraps([a, b], samples, seed)[0, 1]
+    return paired_bootstraps([a, b])[0, 1]
 
 
-def paired_bootstraps(
-    systems: list[list[float]], samples: int = 10_000, seed: int = 0
-) -> dict[tuple[int, int], dict[str, float]]:
+def paired_bootstraps(systems: list[list[float]]) -> dict[tuple[int, int], dict[str, float]]:
     """`paired_bootstrap` of every two systems a < b, by their indices, from the same resamples of rows.
 
     Raises:
         InputError: as `paired_bootstrap`.
     """
-    scores = _table(systems, samples)
+    scores = _table(systems)
     pairs = list(combinations(range(len(systems)), 2))
     if not pairs:
         return {}
     differences = np.stack([scores[:, b] - scores[:, a] for a, b in pairs], axis=1)
-    means = _resampled_means(differences, samples, seed)
+    means = _resampled_means(differences)
     low, high = np.percentile(means, (2.5, 97.5), axis=0)
     wins = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
-    p = np.clip(2 * (wins + 1) / (samples + 1), 0.5 ** (len(scores) - 1), 1.0)
+    p = np.clip(2 * (wins + 1) / (RESAMPLES + 1), 0.5 ** (len(scores) - 1), 1.0)
     names = ("difference", "low", "high", "p")
     figures = zip(differences.mean(axis=0).tolist(), low.tolist(), high.tolist(), p.tolist(), strict=True)
     return {pair: dict(zip(names, own, strict=True)) for pair, own in zip(pairs, figures, strict=True)}
 
 
-def intervals(systems: list[list[float]], samples: int = 10_000, seed: int = 0) -> list[tuple[float, float]]:
+def intervals(systems: list[list[float]]) -> list[tuple[float, float]]:
     """The 95% bootstrap interval of each system's mean, from the same resamples of rows.
 
     Raises:
         InputError: as `paired_bootstrap`.
     """
-    means = _resampled_means(_table(systems, samples), samples, seed)
+    means = _resampled_means(_table(systems))
     low, high = np.percentile(means, (2.5, 97.5), axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def _table(systems: list[list[float]], samples: int) -> np.ndarray:
+def _table(systems: list[list[float]]) -> np.ndarray:
     """Rows x systems, checked."""
     counts = {len(scores) for scores in systems}
     if len(counts) != 1 or 0 in counts:
         found = " and ".join(map(str, sorted(counts))) or "no"
         raise InputError(f"the systems have {found} scores: expected the same rows, at least one, of all")
-    if samples < 1:
-        raise InputError(f"samples is {samples}: expected 1 or more; 10,000 is usual")
     return np.asarray(systems, dtype=float).T
 
 
-def _resampled_means(table: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """The mean of each column over resampled rows: samples x columns."""
-    rng, rows = np.random.default_rng(seed), len(table)
-    means = np.empty((samples, table.shape[1]))
-    for start in range(0, samples, step := max(1, BLOCK // rows)):
-        drawn = rng.integers(0, rows, (min(step, samples - start), rows))
+def _resampled_means(table: np.ndarray) -> np.ndarray:
+    """The mean of each column over resampled rows: RESAMPLES x columns."""
+    rng, rows = np.random.default_rng(0), len(table)
+    means = np.empty((RESAMPLES, table.shape[1]))
+    for start in range(0, RESAMPLES, step := max(1, BLOCK // rows)):
+        drawn = rng.integers(0, rows, (min(step, RESAMPLES - start), rows))
         places = drawn + rows * np.arange(len(drawn))[:, None]  # of each resample behind those of the one before
         counts = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
         means[start : start + len(drawn)] = counts @ table / rows
@@ -166,7 +165,7 @@ def _check(predictions: list[str], references: list[list[str]], profile: str) ->
 def _metric(profile: str) -> tuple[Score, str]:
     """Load what a profile needs, once: how it scores, and the name and version of its tokenizer."""
     if profile == "english":
-        words = _require("rouge_score.tokenizers", "rouge-score").DefaultTokenizer(use_stemmer=True).tokenize
+        words = DefaultTokenizer(use_stemmer=True).tokenize
         return _clipped(words), f"rouge-score {version('rouge-score')} (nltk {version('nltk')} Porter stemmer)"
     if profile == "strict":
         return _clipped(lambda text: [morpheme.form for morpheme in morphemes(text)]), kiwi_version()
@@ -176,24 +175,16 @@ def _metric(profile: str) -> tuple[Score, str]:
     return _aistages(mecab), tokenizer
 
 
-def _require(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"this ROUGE profile needs {package} ({error}): pip install {package}") from error
-
-
 @functools.cache
 def _mecab() -> tuple[Tokenize, str]:
-    morphemes = _require("mecab", "python-mecab-ko").MeCab().morphs
+    morphemes = MeCab().morphs
     return morphemes, f"python-mecab-ko {version('python-mecab-ko')} (mecab-ko-dic {version('python-mecab-ko-dic')})"
 
 
 def _clipped(tokenize: Tokenize) -> Score:
     """Count as `rouge-score` does, on these tokens."""
     tokenizer = SimpleNamespace(tokenize=functools.lru_cache(TEXTS)(tokenize))
-    module = _require("rouge_score.rouge_scorer", "rouge-score")
-    scorer = module.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=tokenizer)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=tokenizer)
 
     def score(prediction: str, reference: str) -> Scores:
         found = scorer.score(reference, prediction)

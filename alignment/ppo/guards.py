@@ -21,7 +21,7 @@ def reward_hacking(log: list[dict[str, float]], metric: str) -> str | None:
     if not all(line["eval_score"] > first["eval_score"] and line[metric] < first[metric] for line in last):
         return None
     now = last[-1]
-    figures = ("eval_score", metric, "eval_length", "eval_repetition")
+    figures = ("eval_score", metric, "eval_length_characters", "eval_repetition")
     shown = ", ".join(f"{name} {first[name]:.4g} -> {now[name]:.4g}" for name in figures if name in first)
     return (
         f"reward hacking: from step {first['step']} to {now['step']} the score rose while the true metric fell "

@@ -24,13 +24,13 @@ def leave_one_out(scores: Tensor, size: int) -> Tensor:
     return ((groups - groups.mean(1, keepdim=True)) * size / (size - 1)).flatten()
 
 
-def pairs_of(values: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-    """What `line` takes of values (N x C) and the scores to come (N): five sums, which add up over processes."""
+def regression_sums(values: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    """What `fit_line` takes of values (N x C) and the scores to come (N): five sums, which add up over processes."""
     x, y = values[mask].double(), scores.unsqueeze(1).expand_as(values)[mask].double()
     return torch.stack([mask.sum().double(), x.sum(), y.sum(), (x * x).sum(), (x * y).sum()])
 
 
-def line(sums: Tensor) -> tuple[float, float]:
+def fit_line(sums: Tensor) -> tuple[float, float]:
     """Slope (0 or more) and intercept of the line through the values that foresees the scores best.
 
     Values that differ by less than 0.01, of scores whose deviation is 1, count as all the same.

@@ -14,7 +14,7 @@ COLUMNS = {
     "score": "score",
     "reward": "reward",
     "KL": "kl",
-    "length": "length",
+    "tokens": "length_tokens",
     "entropy": "entropy",
     "tokens/s": "tokens_per_second",
 }

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from alignment.cache import GROWING
@@ -29,12 +31,9 @@ class Prompt:
 
 def pad(rows: Sequence[Sequence[int]], pad_token_id: int, side: str) -> tuple[Tensor, Tensor]:
     """Rows of token ids as a block (N x the longest), and its mask: True where a token is."""
-    width = max(map(len, rows))
-    ids, mask = torch.full((len(rows), width), pad_token_id), torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[i, place], mask[i, place] = torch.tensor(row, dtype=torch.long), True
-    return ids, mask
+    block = partial(pad_sequence, batch_first=True, padding_side=side)
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return block(ids, padding_value=pad_token_id), block([torch.ones_like(row, dtype=torch.bool) for row in ids])
 
 
 def split(cache: Cache, tokens: list[int]) -> list[Prompt]:

@@ -211,8 +211,8 @@ class PPOTrainer(AdapterCheckpoints):
             its = slice(start, start + micro), slice(batch["completion_mask"].shape[1])
             batch |= {"old_values": values[its], "advantages": advantages[its], "returns": returns[its]}
         self.state.num_input_tokens_seen += int(self._sum(torch.tensor(sum(map(len, prompts + completions)))))
-        of_rows = {"score": combined, "reward": rewards.sum(1), "kl": kl.sum(1), "length": mask.sum(1), "ended": ended}
-        of_rows |= {f"score/{name}": scores for name, scores in raw.items()}
+        of_rows = {"score": combined, "reward": rewards.sum(1), "kl": kl.sum(1), "length_tokens": mask.sum(1)}
+        of_rows |= {"ended": ended} | {f"score/{name}": scores for name, scores in raw.items()}
         means = self._sum(torch.stack([figure.double().sum() for figure in of_rows.values()])) / args.rollout_batch_size
         self._figures = dict(zip(of_rows, means.tolist(), strict=True)) | {
             "entropy": float(self._sum((entropy * mask).double().sum()) / self._sum(mask.sum())),
@@ -239,7 +239,7 @@ class PPOTrainer(AdapterCheckpoints):
         Where scores are far from what the critic foresees, the last token gets all the credit, and the policy learns
         to end sooner or later, whatever it writes. Source: Stiennon et al. 2020 (arXiv 2009.01325), appendix C.2.
         """
-        slope, intercept = ppo.line(self._sum(ppo.pairs_of(values, scores, mask)))
+        slope, intercept = ppo.fit_line(self._sum(ppo.regression_sums(values, scores, mask)))
         with torch.no_grad():
             self.roles.value_head.weight.mul_(slope)
             self.roles.value_head.bias.mul_(slope).add_(intercept)
@@ -339,7 +339,7 @@ class PPOTrainer(AdapterCheckpoints):
         started = time.monotonic()
         texts = self.answer()
         raw = self._score(self.eval_dataset, texts)
-        figures = {"score": float(self._combine(raw).mean()), "length": sum(map(len, texts)) / len(texts)}
+        figures = {"score": float(self._combine(raw).mean()), "length_characters": sum(map(len, texts)) / len(texts)}
         figures |= {f"score/{name}": float(scores.mean()) for name, scores in raw.items()} if len(raw) > 1 else {}
         if self.metric:
             columns = {name: list(self.eval_dataset[name]) for name in self.eval_dataset.column_names}

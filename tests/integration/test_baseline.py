@@ -24,7 +24,6 @@ from reward.rouge import rouge
 
 pytestmark = pytest.mark.usefixtures("one_core")  # which makes runs agree to the bit
 
-ROOT = Path(__file__).parents[2]
 KINDS = ("bart", "t5", "mt5", "mbart")
 WEIGHTS = "model.safetensors"
 TALK = "#Person1#: 안녕하세요.\n#Person2#: 네, 반가워요."

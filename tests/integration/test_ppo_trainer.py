@@ -428,13 +428,13 @@ def test_the_kl_coefficient_follows_its_target(tmp_path: Path):
 )  # fmt: skip
 def test_reward_hacking_is_told_with_figures(reward: list[float], rouge: list[float], hacked: bool):
     log = [
-        {"step": 4 * i, "eval_score": r, "eval_rouge": m, "eval_length": 90 + i}
+        {"step": 4 * i, "eval_score": r, "eval_rouge": m, "eval_length_characters": 90 + i}
         for i, (r, m) in enumerate(zip(reward, rouge, strict=True))
     ]
     warning = reward_hacking(log, "eval_rouge")
     assert (warning is not None) == hacked
     if warning:
-        assert "eval_score 0 -> 2, eval_rouge 30 -> 25, eval_length 90 -> 92" in warning
+        assert "eval_score 0 -> 2, eval_rouge 30 -> 25, eval_length_characters 90 -> 92" in warning
 
 
 def test_reward_hacking_is_said_while_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -28,7 +28,6 @@ from reward.pairs import BINS
 
 pytestmark = pytest.mark.usefixtures("one_core")  # which makes runs agree to the bit
 
-ROOT = Path(__file__).parents[2]
 ADAPTER = "adapter_model.safetensors"
 SPLITS = ("train", "held_out")
 Flags = Callable[..., list[str]]

@@ -4,8 +4,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from itertools import chain
@@ -26,7 +24,6 @@ from alignment.search import IMPORTANCE_TRIALS
 from alignment.search_space import RANGES as SEARCHED
 from recipes import search, sft
 
-ROOT = Path(__file__).parents[2]
 Flags = Callable[..., list[str]]
 RANGES = {"learning_rate_range": "1e-5 1e-1", "num_train_epochs_range": "1 2"}
 # A trial of seconds, whose parameters but the learning rate are fixed.
@@ -269,19 +266,6 @@ def test_a_fault_is_told_before_anything_is_written(flags: str, message: str, se
     with pytest.raises(InputError, match=message):
         search.main([*search_flags_for(tmp_path / "out", trials=1), *flags.split()])
     assert not (tmp_path / "out").exists()
-
-
-def test_a_lack_of_optuna_is_told(search_flags_for: Flags, tmp_path: Path):
-    hide = "import sys; sys.path.insert(0, ''); sys.modules['optuna'] = None; from recipes import search; "
-    hide += "import importlib.machinery as m; find = m.PathFinder.find_spec; "
-    hide += "m.PathFinder.find_spec = lambda name, *a: None if name == 'optuna' else find(name, *a); "
-    hide += "del sys.modules['optuna']; from alignment.launch import launch; launch(lambda: search.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", hide, *search_flags_for(tmp_path / "out")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2, result.stderr
-    assert result.stderr == (
-        "error: recipes/search.py needs Optuna, which is not installed. Install it: `pip install optuna`.\n"
-    )
 
 
 # Killed, stopped, shared

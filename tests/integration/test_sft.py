@@ -30,7 +30,6 @@ from recipes import sft
 
 pytestmark = pytest.mark.usefixtures("one_core")  # which makes runs agree to the bit
 
-ROOT = Path(__file__).parents[2]
 ADAPTER = "adapter_model.safetensors"
 Flags = Callable[..., list[str]]
 

@@ -110,7 +110,7 @@ def test_training_sends_the_policy_as_it_is_by_then(server: Server, roles: Roles
     for name, weight in start.items():
         torch.testing.assert_close(first[name.replace(f".{POLICY}", "")], weight, rtol=0, atol=0)
     assert any(not first[name].equal(second[name]) for name in first)
-    lengths = [line["length"] for line in trainer.state.log_history if "score" in line]
+    lengths = [line["length_tokens"] for line in trainer.state.log_history if "score" in line]
     assert lengths == [sum(map(len, part)) / 4 for part in (server.written[:4], server.written[4:])]
 
 

@@ -267,8 +267,11 @@ def test_phase_3_is_trained_by_that_many_processes(optimised: dict[int, Path], p
 
 @pytest.mark.parametrize(
     "name",
-    ["loss", "policy_loss", "value_loss", "reward", "length", "entropy", "ratio", "kl_coef", "score", "eval_score"],
-)
+    [
+        "loss", "policy_loss", "value_loss", "reward", "length_tokens", "entropy", "ratio", "kl_coef", "score",
+        "eval_score",
+    ],
+)  # fmt: skip
 def test_one_process_and_two_optimise_the_same(optimised: dict[int, Path], name: str):
     one, two = (curve(optimised[processes] / "phase3", name) for processes in (1, 2))
     assert len(one) >= 2
@@ -312,7 +315,7 @@ def test_one_server_samples_for_two_processes(sampled_by: Callable[[str], Any], 
     assert len(server.loaded) == 3  # to compare, and for each rollout
     assert len({body["seed"] for body in server.asked}) == 8
     lengths = [sum(map(len, part)) / 4 for part in (server.written[:4], server.written[4:])]
-    assert curve(tmp_path / "phase3", "length") == pytest.approx(lengths)
+    assert curve(tmp_path / "phase3", "length_tokens") == pytest.approx(lengths)
 
 
 def test_a_server_that_fails_in_a_rollout_is_told_once_by_two_processes(

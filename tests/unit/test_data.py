@@ -2,9 +2,7 @@
 
 import json
 import os
-import sys
 import unicodedata
-from types import SimpleNamespace
 
 import pytest
 
@@ -555,7 +553,7 @@ def test_embedded_splits_share_no_dialogue():
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Stands in for `datasets`, which takes seconds to import and needs a network; no folder here shadows a name."""
+    """Stands in for `load_dataset`, which needs a network; no folder here shadows a name."""
     monkeypatch.chdir(tmp_path)
     splits = {}
 
@@ -564,7 +562,7 @@ def hub(monkeypatch, tmp_path):
             raise ConnectionError(f"cannot reach {name}")
         return splits
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr("alignment.hub.load_dataset", load_dataset)
     hub_splits.cache_clear()
     return splits
 

@@ -225,11 +225,10 @@ def test_a_faulty_file_of_ratings_is_told_by_its_row(content, telling, tmp_path)
 
 
 def test_examples_are_shown_best_first_and_of_the_first_dialogues_only(capsys):
-    records = [TALK, Record("b", TALK.dialogue, TALK.references)]
-    candidates = [Candidate(name, kind, text) for name in "ab" for kind, text in (("bad", "7"), ("good", OTHER))]
-    show_examples(label_candidates(candidates, records, LabelArguments(), {}), dialogues=1)
+    records = [TALK, *(Record(name, TALK.dialogue, TALK.references) for name in "bcd")]
+    candidates = [Candidate(name, kind, text) for name in "abcd" for kind, text in (("bad", "7"), ("good", OTHER))]
+    show_examples(label_candidates(candidates, records, LabelArguments(), {}))
     shown = capsys.readouterr().out
-    assert "Labels of a" in shown
-    assert "Labels of b" not in shown
+    assert [name in shown for name in ("Labels of a", "Labels of c", "Labels of d")] == [True, True, False]
     assert shown.index("good") < shown.index("bad")
     assert "unseen_numbers" in shown

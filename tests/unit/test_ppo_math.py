@@ -115,13 +115,13 @@ def test_a_score_is_measured_by_its_siblings():
 )
 def test_the_line_that_foresees_the_scores(scores: list[float], expected: tuple[float, float]):
     values = torch.tensor([[2.0, 2, 2], [5, 5, 99]])
-    assert math.line(math.pairs_of(values, torch.tensor(scores), MASK)) == pytest.approx(expected)
+    assert math.fit_line(math.regression_sums(values, torch.tensor(scores), MASK)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("difference", [0.0, 1e-3])
 def test_the_line_of_values_that_are_all_the_same_is_the_mean(difference: float):
     values = torch.tensor([[1.0], [1 + difference]]).expand(2, 3)
-    assert math.line(math.pairs_of(values, torch.tensor([3.0, 8.0]), MASK)) == pytest.approx((0.0, 5.0))
+    assert math.fit_line(math.regression_sums(values, torch.tensor([3.0, 8.0]), MASK)) == pytest.approx((0.0, 5.0))
 
 
 @pytest.mark.parametrize(("kl", "expected"), [(6.0, 0.1), (12.0, 0.102), (0.0, 0.098), (6.6, 0.101)])

@@ -4,12 +4,10 @@ import itertools
 import json
 import random
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from recipe_runs import forked
 from rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -199,23 +197,8 @@ def test_a_users_fault_is_told(predictions, references, profile, message):
         rouge(predictions, references, profile)
 
 
-def test_a_missing_tokenizer_names_the_command_that_installs_it(monkeypatch):
-    for cached in (metric._metric, metric._mecab):
-        cached.cache_clear()
-    monkeypatch.setitem(sys.modules, "mecab", None)
-    with pytest.raises(InputError, match="pip install python-mecab-ko"):
-        rouge(["a"], [["a"]], "nikl")
-
-
-def test_importing_loads_no_tokenizer():
-    tokenizers = {"mecab", "kiwipiepy", "rouge_score", "rouge", "nltk"}
-    process = forked(exec, f"import sys, reward.rouge; assert {tokenizers}.isdisjoint(sys.modules)")
-    process.join()
-    assert process.exitcode == 0
-
-
 def test_bootstrap_of_equal_systems_is_undecided():
-    assert paired_bootstrap([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], samples=100) == {
+    assert paired_bootstrap([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == {
         "difference": 0,
         "low": 0,
         "high": 0,
@@ -224,51 +207,51 @@ def test_bootstrap_of_equal_systems_is_undecided():
 
 
 def test_bootstrap_of_a_constant_gain_is_as_certain_as_its_rows_are_many():
-    for rows, p in ((1, 1.0), (3, 0.25), (5, 0.0625), (40, 0.002)):
-        result = paired_bootstrap([float(row) for row in range(rows)], [row + 1.0 for row in range(rows)], samples=999)
+    for rows, p in ((1, 1.0), (3, 0.25), (5, 0.0625), (40, 2 / 10_001)):
+        result = paired_bootstrap([float(row) for row in range(rows)], [row + 1.0 for row in range(rows)])
         assert result == {"difference": 1, "low": 1, "high": 1, "p": p}
 
 
-def test_bootstrap_interval_is_that_of_the_normal_and_repeats_with_its_seed():
+def test_bootstrap_interval_is_that_of_the_normal_and_repeats():
     a, gain = np.random.default_rng(1).normal(40, 10, 400), np.random.default_rng(2).normal(0.3, 4, 400)
-    result = paired_bootstrap(a.tolist(), (a + gain).tolist(), samples=4_000)
+    result = paired_bootstrap(a.tolist(), (a + gain).tolist())
     error = gain.std() / 20
     assert result["difference"] == pytest.approx(gain.mean())
     assert (result["low"], result["high"]) == pytest.approx(
         (gain.mean() - 1.96 * error, gain.mean() + 1.96 * error), abs=0.15 * error
     )
     assert (result["p"] > 0.05) == (result["low"] < 0 < result["high"])
-    assert result == paired_bootstrap(a.tolist(), (a + gain).tolist(), samples=4_000)
+    assert result == paired_bootstrap(a.tolist(), (a + gain).tolist())
 
 
-@pytest.mark.parametrize(("a", "b", "samples"), [([], [], 10), ([1.0], [1.0, 2.0], 10), ([1.0], [1.0], 0)])
-def test_bootstrap_refuses_what_cannot_be_compared(a, b, samples):
+@pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 2.0])])
+def test_bootstrap_refuses_what_cannot_be_compared(a, b):
     with pytest.raises(InputError, match="expected"):
-        paired_bootstrap(a, b, samples=samples)
+        paired_bootstrap(a, b)
 
 
 def test_every_pair_of_systems_is_compared_as_if_alone():
     systems = np.random.default_rng(1).normal(40, 10, (3, 50)).tolist()
-    found = paired_bootstraps(systems, samples=500)
+    found = paired_bootstraps(systems)
     assert list(found) == [(0, 1), (0, 2), (1, 2)]
     for (a, b), own in found.items():
-        alone = paired_bootstrap(systems[a], systems[b], samples=500)
+        alone = paired_bootstrap(systems[a], systems[b])
         assert own == {key: pytest.approx(value) for key, value in alone.items()}
 
 
 def test_one_system_has_no_pairs():
-    assert paired_bootstraps([[1.0, 2.0]], samples=10) == {}
+    assert paired_bootstraps([[1.0, 2.0]]) == {}
 
 
 def test_intervals_of_means_are_those_of_the_normal():
     scores = np.random.default_rng(1).normal(40, 10, 400)
-    (own, constant) = intervals([scores.tolist(), [3.0] * 400], samples=4_000)
+    (own, constant) = intervals([scores.tolist(), [3.0] * 400])
     error = scores.std() / 20
     assert own == pytest.approx((scores.mean() - 1.96 * error, scores.mean() + 1.96 * error), abs=0.15 * error)
     assert constant == (3, 3)
 
 
-@pytest.mark.parametrize(("systems", "samples"), [([], 10), ([[]], 10), ([[1.0], [1.0, 2.0]], 10), ([[1.0]], 0)])
-def test_intervals_refuse_what_cannot_be_resampled(systems, samples):
+@pytest.mark.parametrize("systems", [[], [[]], [[1.0], [1.0, 2.0]]])
+def test_intervals_refuse_what_cannot_be_resampled(systems):
     with pytest.raises(InputError, match="expected"):
-        intervals(systems, samples=samples)
+        intervals(systems)
