@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from alignment.arguments import FORMS
-from alignment.data import Record
 from alignment.errors import InputError
+from alignment.records import Record
 from alignment.run import is_main_process, say, write_json
 
 BARE = "dialogue"  # the form of encoder-decoders: what they read is the dialogue, what they write its summary

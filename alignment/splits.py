@@ -4,8 +4,9 @@ import random
 from typing import Any
 
 from alignment.arguments import DataArguments
-from alignment.data import Record, Rejected, find_split, hub_holds_out, load_records
+from alignment.data import Rejected, find_split, hub_holds_out, load_records
 from alignment.errors import InputError
+from alignment.records import Record
 from alignment.run import say
 
 

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment import dialogue
 from alignment.arguments import ModelArguments, PromptArguments
-from alignment.data import Record
 from alignment.ensemble import Member, check_alike, load_average, shares
 from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.journal import Journal
 from alignment.models import as_trained, base_of, load_for_use
+from alignment.records import Record
 from alignment.run import read_manifest, say, weights_of
 
 

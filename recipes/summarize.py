@@ -27,6 +27,7 @@ from alignment.formats import is_plain_text, read_text
 from alignment.generation import Decoding
 from alignment.launch import launch
 from alignment.parser import parse
+from alignment.records import clean
 from alignment.submission import fill_empty, write_lines, write_submission
 from reward.postprocess import mend
 from reward.system import System, SystemArguments
@@ -89,7 +90,7 @@ def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | No
     """Dialogues, their ids, which plain text has none of, and bad rows."""
     place = data.place_of(source)
     if place.is_file() and is_plain_text(place, data.column_names(row_args.columns)):
-        blocks = [block for block in re.split(r"\n{2,}", data.clean("dialogue", read_text(place))) if block]
+        blocks = [block for block in re.split(r"\n{2,}", clean("dialogue", read_text(place))) if block]
         if not blocks:
             raise InputError(f"{source}: the file is empty")
         if re.match(r".*카카오톡 대화\n저장한 날짜|KakaoTalk Chats? with ", blocks[0]):

@@ -12,11 +12,12 @@ import pytest
 
 from alignment import summarizer
 from alignment.arguments import PromptArguments
-from alignment.data import Record, load_records
+from alignment.data import load_records
 from alignment.dialogue import encode_prompt, prompt_for
 from alignment.errors import InputError
 from alignment.generation import generate
 from alignment.journal import Journal
+from alignment.records import Record
 from alignment.summarizer import Summarizer
 from recipes import evaluate, sft
 from reward.rouge import rouge

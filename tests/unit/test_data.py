@@ -10,7 +10,6 @@ import pytest
 
 from alignment.arguments import DataArguments
 from alignment.data import (
-    Record,
     Rejected,
     find_split,
     fingerprint,
@@ -21,6 +20,7 @@ from alignment.data import (
 )
 from alignment.errors import InputError
 from alignment.hub import hub_splits
+from alignment.records import Record
 from alignment.splits import load_train_and_eval
 
 HELLO = "#Person1#: 안녕하세요.\n#Person2#: 네, 반가워요."

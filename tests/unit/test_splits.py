@@ -5,8 +5,8 @@ import json
 import pytest
 
 from alignment.arguments import DataArguments
-from alignment.data import Record
 from alignment.errors import InputError
+from alignment.records import Record
 from alignment.splits import hold_out, load_all_train, load_train_and_eval
 
 HELLO = "#Person1#: 안녕하세요.\n#Person2#: 네, 반가워요."
