@@ -194,7 +194,13 @@ def write_shortened(shortened: list[Shortened], path: Path) -> None:
         path.unlink(missing_ok=True)  # of an earlier run
     if is_main_process() and shortened:
         write_json([asdict(item) for item in shortened], path)
-        say(f"{len(shortened)} dialogues were too long: {path} lists what each lost.")
+        say(f"{len(shortened)} dialogues were too long: {path} lists what each lost, {most_lost(shortened)}.")
+
+
+def most_lost(shortened: list[Shortened]) -> str:
+    """The one that lost the most turns, in words."""
+    most = max(shortened, key=lambda item: item.turns - item.kept_turns)
+    return f"the most: {most.turns} turns to {most.kept_turns}"
 
 
 def instructions_for(record: Record, phase: int, which: str = "first", seed: int = 0) -> tuple[str, ...]:

@@ -126,7 +126,8 @@ class Summarizer:
         if context:
             records, shortened = dialogue.fit_records(records, self.form, self.tokenizer, context, reserved)
             if shortened:
-                say(f"{len(shortened)} dialogues were shortened by whole turns to fit {context} tokens.")
+                most = dialogue.most_lost(shortened)
+                say(f"{len(shortened)} dialogues were shortened by whole turns to fit {context} tokens, {most}.")
         texts = [dialogue.prompt_for(record, self.phase, self.form, self.tokenizer) for record in records]
         encoded = (dialogue.encode_prompt(text, self.form, self.tokenizer) for text in texts)
         by_dialogue = dict(zip(places, encoded, strict=True))
