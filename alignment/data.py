@@ -20,11 +20,11 @@ from alignment.formats import EXTENSIONS, file_rows, listed, write_rows
 from alignment.hub import HUB_HELD_OUT, hub_rows, hub_splits
 from alignment.records import KEYS, Record, clean, flat, identity, pick, record_of
 from alignment.run import is_main_process, say
+from alignment.turns import check_turns
 
 EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
 HELD_OUT = ("eval", "dev", "validation", "valid", "val")  # a test file is not for choosing a checkpoint
 SPLIT_STEMS = {"train": ("train",), "held_out": HELD_OUT, "eval": (*HELD_OUT, "test")}
-_NO_BREAK = re.compile(r"\\n|<br ?/?>|#\w+#\s*[:：].*#\w+#\s*[:：]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,32 +66,34 @@ def load_records(
 
     records: list[Record] = []
     rejected: list[Rejected] = []
-    first_row: dict[str, int] = {}
+    first: dict[str, tuple[int, str]] = {}  # by id, its row and dialogue
+    other_turns = 0  # rows of an id that is there already, with another dialogue
     for number, row in enumerate(rows, 1):
         if len(records) == max_rows:
             break
         try:
             record = record_of(pick(row, keys), need_references)
-            if record.id in first_row:
-                raise InputError(f"duplicate id {record.id!r}, first used by row {first_row[record.id]}")
+            if record.id in first:
+                other_turns += record.dialogue != first[record.id][1]
+                raise InputError(f"duplicate id {record.id!r}, first used by row {first[record.id][0]}")
         except InputError as fault:
             content = json.dumps(row, ensure_ascii=False, default=str)
             rejected.append(Rejected(source, number, str(fault), content))
         else:
-            first_row[record.id] = number
+            first[record.id] = number, record.dialogue
             records.append(record)
 
+    if other_turns * 2 > (read := len(records) + len(rejected)):
+        raise InputError(
+            f"{source}: {other_turns} of {read} rows have an id that is there already, with another dialogue. It "
+            "looks like one row a turn: put the turns of each id into one row, one turn a line."
+        )
     if rejected and (bad_rows == "error" or not records):
         shown = [f"  row {bad.row}: {bad.fault}" for bad in rejected[:10]]
         more = [f"  and {len(rejected) - 10} more"] if len(rejected) > 10 else []
         cure = "Correct them, or go on without them: --bad_rows skip" if bad_rows == "error" else "No good row is left"
         raise InputError("\n".join([f"{source}: {len(rejected)} bad of {len(rows)} rows", *shown, *more, cure]))
-    unbroken = sum("\n" not in record.dialogue and bool(_NO_BREAK.search(record.dialogue)) for record in records)
-    if unbroken * 2 > len(records):
-        raise InputError(
-            f"{source}: {unbroken} of {len(records)} dialogues have several turns on a line, with \\n, <br> or nothing "
-            "between. Put line breaks there: a dialogue has one turn a line."
-        )
+    check_turns(source, [record.dialogue for record in records])
     return records, rejected
 
 
@@ -151,7 +153,7 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     Raises:
         InputError: the file cannot be read, a key is missing, an id comes twice, or a summary is not a string.
     """
-    keys = {"id": KEYS["id"], "summary": ("summary",)}
+    keys = {"id": KEYS["id"], "summary": ("summary", "요약", "요약문")}
     source, rows = _find_rows(path, "train", keys, {"id", "summary"})
     predictions: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
@@ -236,27 +238,56 @@ def _find_rows(
     file = find_split(path, split) or place  # one file is read whole, whichever split it stands for
     if file.is_dir():
         there, wanted = listed(sorted(entry.name for entry in file.iterdir())), listed(SPLIT_STEMS[split])
-        raise InputError(f"{file} holds {there}; expected for {split} one of {wanted}, ending in {listed(EXTENSIONS)}")
+        expected = f"expected for {split} one of {wanted}, ending in {listed(EXTENSIONS)}"
+        if len(list(file.glob("*.json"))) > 1:
+            expected += f"; or join the files, `cat {file}/*.json > all.json`, and give that one"
+        raise InputError(f"{file} holds {there}; {expected}")
     source, rows = (str(file), file_rows(file)) if file.is_file() else (str(path), hub_rows(str(path), split))
     if not rows:
         raise InputError(f"{source}: no rows; expected at least one")
-    known = {name for row in rows if isinstance(row, dict) for name in flat(row)}
+    named = [flat(row) for row in rows if isinstance(row, dict)]
+    known = {name for row in named for name in row}
     others = {name for field, names in keys.items() if field != "id" for name in names}
     others |= {name for name in known if re.fullmatch(r"(summary|topic)\d+", name)}
-    if known and known <= others and keys["id"] == KEYS["id"]:
-        say(f"{source}: no {' or '.join(keys['id'])}, so the rows are numbered from 1.")
-        rows = [{keys["id"][0]: number} | row if isinstance(row, dict) else row for number, row in enumerate(rows, 1)]
+    is_without_ids = keys["id"] == KEYS["id"] and known.isdisjoint(keys["id"])
+    is_numbered = is_without_ids and bool(known) and not any(_could_be_id(named, name) for name in known - others)
+    if is_numbered:
         known.add(keys["id"][0])
-    if missing := [" or ".join(names) for field, names in keys.items() if field in needed and known.isdisjoint(names)]:
+    if missing := [_told(names) for field, names in keys.items() if field in needed and known.isdisjoint(names)]:
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
-        cure = """say which of these holds which field, for example --columns '{"dialogue": "text"}'"""
-        cure = cure if "dialogue" in keys else "rename the ones that are meant"
-        if "references" in needed and not known.isdisjoint(keys["dialogue"]) and known.isdisjoint(keys["references"]):
-            cure = """training and scoring need summaries: say what holds them, --columns '{"references": "text"}'"""
-            cure += ", or have them written by recipes/summarize.py"
-        cure += f", or add a column {keys['id'][-1]}" if "id" in needed and known.isdisjoint(keys["id"]) else ""
-        raise InputError(f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {cure}")
+        raise InputError(
+            f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {_cure(keys, needed, known)}"
+        )
+    if is_numbered:
+        say(f"{source}: no {_told(keys['id'])}, so the rows are numbered from 1.")
+        rows = [{keys["id"][0]: number} | row if isinstance(row, dict) else row for number, row in enumerate(rows, 1)]
     return source, rows
+
+
+def _told(names: tuple[str, ...]) -> str:
+    """The names of a field as messages tell them: the English ones, or the user's own."""
+    return " or ".join([name for name in names if name.isascii()] or names)
+
+
+def _could_be_id(rows: list[dict[str, Any]], name: str) -> bool:
+    """Whether a column of an unknown name has a short value of its own in each row."""
+    values = {value for row in rows if isinstance(value := row.get(name), str | int) and value != ""}
+    return len(values) == len(rows) and all(len(str(value)) <= 64 and "\n" not in str(value) for value in values)
+
+
+def _cure(keys: dict[str, tuple[str, ...]], needed: set[str], known: set[str]) -> str:
+    """What is to be done where a needed field has no column among those that are known."""
+    cure = "rename the ones that are meant"
+    if "dialogue" in keys:
+        own = next((name for name in keys["dialogue"] if name in known), None)
+        example = json.dumps({"dialogue": own or "text", "references": "abstract"}, ensure_ascii=False)
+        cure = f"say which of these holds which field, for example --columns '{example}'"
+        if own and "references" in needed and known.isdisjoint(keys["references"]):
+            cure = f"training and scoring need summaries: say what holds them, --columns '{example}'"
+            cure += ", or have them written by recipes/summarize.py"
+    if "id" in needed and known.isdisjoint(keys["id"]):
+        cure += f", or add a column {_told(keys['id']).split()[-1]}"
+    return cure
 
 
 def hub_holds_out(path: str | Path) -> bool:

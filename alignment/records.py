@@ -1,6 +1,8 @@
 """One row of any family -> a checked record: where its fields are looked for, and what is a fault of it alone."""
 
 import ast
+import contextlib
+import json
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -8,16 +10,22 @@ from typing import Any
 
 from alignment.errors import InputError
 
-_NOTHING = re.compile(r"nan|none|#(name\?|n/a|ref!|value!)", re.IGNORECASE)  # as Python, or a spreadsheet, writes it
+# As Python, pandas, a database, a spreadsheet or a person writes it.
+_NOTHING = re.compile(
+    r"nan|nat|none|null|n/?a|<na>|\\n|[-\u2010-\u2015\u2212]+|없음|#(name\?|n/a|ref!|value!)", re.IGNORECASE
+)
 _NO_LETTER = re.compile("[\u200b\u2060\ufeff]|_x000D_(?=\n|\\Z)")  # blanks without width, and Excel's carriage return
+_OBJECTS = re.compile(r"\[?\{\s*(['\"])\w+\1\s*:.*\}\s*\]?", re.DOTALL)  # as JSON, Python or numpy writes them
 # Where each field of a record is looked for, first match first; `columns` puts the user's own name in their place.
 KEYS = {
-    "id": ("fname", "id"),
-    "dialogue": ("dialogue",),
-    "references": ("references", "summaries", "summary"),
-    "topic": ("topic", "topic1"),
+    "id": ("fname", "id", "번호", "아이디"),
+    "dialogue": ("dialogue", "대화", "대화문", "대화내용"),
+    "references": ("references", "summaries", "summary", "요약", "요약문"),
+    "topic": ("topic", "topic1", "주제"),
 }
-SPEAKERS, UTTERANCES = ("speaker", "participantID", "role"), ("utterance", "text", "content")  # of a turn
+# Of a turn.
+SPEAKERS = ("speaker", "participantID", "role", "speaker_id", "화자")
+UTTERANCES = ("utterance", "text", "content", "form", "발화")
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,9 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(talk := row.get("input"), dict):  # NIKL
         topic = talk.get("subject_keyword")
         return row | {"dialogue": talk.get("conversation"), "summary": row.get("output"), "topic": topic}
+    if isinstance(row.get("utterance"), list):  # a document of NIKL's corpora
+        topic = _within(row, "metadata", "topic")
+        return {"dialogue": row["utterance"], "topic": topic if isinstance(topic, str) else None} | row
     numbered = sorted((name for name in row if re.fullmatch(r"summary\d+", name)), key=lambda name: int(name[7:]))
     if numbered:  # several references, one a column
         several = [row[name] for name in ("summary", *numbered) if row.get(name) is not None]
@@ -66,26 +77,31 @@ def record_of(fields: dict[str, Any], need_references: bool) -> Record:
     name, dialogue = identity(fields["id"]), fields["dialogue"]
     if isinstance(dialogue, list):
         dialogue = "\n".join(filter(None, (_turn(number, turn) for number, turn in enumerate(dialogue, 1))))
-    dialogue = clean("dialogue", dialogue)
+    dialogue = re.sub(r"\n{2,}", "\n", clean("dialogue", dialogue))  # a blank line is no turn
     if not dialogue or _NOTHING.fullmatch(dialogue):
         raise InputError("empty dialogue")
     references = tuple(filter(None, (clean("reference", text) for text in _several(fields["references"]))))
     references = tuple(text for text in references if not _NOTHING.fullmatch(text))
-    if lists := [text for text in (dialogue, *(references if need_references else ())) if _is_list(text)]:
-        cure = "several references go in columns summary1, summary2, and turns in lines; or both in JSON lines"
-        raise InputError(f"{lists[0]!r:.60} is a list written as text: {cure}")
+    for text in (dialogue, *(references if need_references else ())):
+        if _is_written_out(text):
+            kind = "an object" if text.startswith("{") else "a list"
+            cure = "several references go in columns summary1, summary2, and turns in lines; or both in JSON lines"
+            raise InputError(f"{text!r:.60} is {kind} written as text: {cure}")
     if need_references and not references:
         raise InputError("no reference summary")
     topic = ", ".join(clean("topic", word) for word in _several(fields["topic"]))
     return Record(name, dialogue, references, topic)
 
 
-def _is_list(text: str) -> bool:
-    """Whether a text is a list as Python writes it; a chat export may well begin with [name] and end with [laughs]."""
-    try:
-        return text[:1] + text[-1:] == "[]" and isinstance(ast.literal_eval(text), list)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return False
+def _is_written_out(text: str) -> bool:
+    """Whether a text is a list or objects; a chat export may well begin with [name] and end with [laughs]."""
+    if _OBJECTS.fullmatch(text):
+        return True
+    if text[:1] + text[-1:] in ("[]", "{}"):
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return isinstance(read(text), list | dict)
+    return False
 
 
 def _several(value: Any) -> list[Any]:
@@ -101,8 +117,11 @@ def _turn(number: int, turn: Any) -> str:
     for found, names in ((speaker, SPEAKERS), (utterance, UTTERANCES)):
         if found is None:
             raise InputError(f"turn {number} has no {' or '.join(names)}: {turn!r:.60}")
-    utterance = clean(f"utterance of turn {number}", utterance).replace("\n", " ")
-    return f"{speaker}: {utterance}" if utterance else ""
+    if isinstance(speaker, float) and speaker.is_integer():  # pandas makes 1.0 of 1 where one is missing
+        speaker = int(speaker)
+    speaker = str(speaker) if isinstance(speaker, int) else clean(f"speaker of turn {number}", speaker)
+    utterance = clean(f"utterance of turn {number}", utterance)
+    return f"{speaker}: {utterance}".replace("\n", " ") if utterance else ""
 
 
 def identity(value: Any) -> str:
