@@ -35,8 +35,10 @@ def check_turns(source: str, dialogues: list[str]) -> None:
 def _is_unbroken(dialogue: str) -> bool:
     if "\n" in dialogue:
         return False
-    names = [match.group(1) for match in _NAME.finditer(dialogue)] if _NAME.match(dialogue) else []
-    return bool(_NO_BREAK.search(dialogue)) or len(names) > len(set(names)) > 1  # who speaks again speaks in a dialogue
+    names = [match.group(1) for match in _NAME.finditer(dialogue)]
+    begins = bool(re.match(r"\S+[:：]", dialogue))  # Mr.Kim: or <b>A: too
+    several = begins and len(names) > len(set(names)) > 1  # who speaks again speaks in a dialogue
+    return several or bool(_NO_BREAK.search(dialogue))
 
 
 def _is_exported(dialogue: str) -> bool:
