@@ -4,7 +4,6 @@ A file's family is told by its content, never by its ending. A fault of the whol
 column) always stops the reading; a fault of one row stops it too, unless bad_rows is "skip".
 """
 
-import ast
 import difflib
 import hashlib
 import json
@@ -19,32 +18,13 @@ from typing import Any
 from alignment.errors import InputError
 from alignment.formats import EXTENSIONS, file_rows, listed, write_rows
 from alignment.hub import HUB_HELD_OUT, hub_rows, hub_splits
+from alignment.records import KEYS, Record, clean, flat, identity, pick, record_of
 from alignment.run import is_main_process, say
+from alignment.turns import check_turns
 
 EMBEDDED = {f"embedded-{language}": Path(__file__).parent / "dialogues" / language for language in ("ko", "en")}
 HELD_OUT = ("eval", "dev", "validation", "valid", "val")  # a test file is not for choosing a checkpoint
 SPLIT_STEMS = {"train": ("train",), "held_out": HELD_OUT, "eval": (*HELD_OUT, "test")}
-_NO_BREAK = re.compile(r"\\n|<br ?/?>|#\w+#\s*[:：].*#\w+#\s*[:：]", re.IGNORECASE)
-_NOTHING = re.compile(r"nan|none|#(name\?|n/a|ref!|value!)", re.IGNORECASE)  # as Python, or a spreadsheet, writes it
-_NO_LETTER = re.compile("[\u200b\u2060\ufeff]|_x000D_(?=\n|\\Z)")  # blanks without width, and Excel's carriage return
-# Where each field of a record is looked for, first match first; `columns` puts the user's own name in their place.
-KEYS = {
-    "id": ("fname", "id"),
-    "dialogue": ("dialogue",),
-    "references": ("references", "summaries", "summary"),
-    "topic": ("topic", "topic1"),
-}
-SPEAKERS, UTTERANCES = ("speaker", "participantID", "role"), ("utterance", "text", "content")  # of a turn
-
-
-@dataclass(frozen=True)
-class Record:
-    """One dialogue, a turn a line, with none, one or several reference summaries."""
-
-    id: str
-    dialogue: str
-    references: tuple[str, ...]
-    topic: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,32 +66,34 @@ def load_records(
 
     records: list[Record] = []
     rejected: list[Rejected] = []
-    first_row: dict[str, int] = {}
+    first: dict[str, tuple[int, str]] = {}  # by id, its row and dialogue
+    other_turns = 0  # rows of an id that is there already, with another dialogue
     for number, row in enumerate(rows, 1):
         if len(records) == max_rows:
             break
         try:
-            record = _record(_pick(row, keys), need_references)
-            if record.id in first_row:
-                raise InputError(f"duplicate id {record.id!r}, first used by row {first_row[record.id]}")
+            record = record_of(pick(row, keys), need_references)
+            if record.id in first:
+                other_turns += record.dialogue != first[record.id][1]
+                raise InputError(f"duplicate id {record.id!r}, first used by row {first[record.id][0]}")
         except InputError as fault:
             content = json.dumps(row, ensure_ascii=False, default=str)
             rejected.append(Rejected(source, number, str(fault), content))
         else:
-            first_row[record.id] = number
+            first[record.id] = number, record.dialogue
             records.append(record)
 
+    if other_turns * 2 > (read := len(records) + len(rejected)):
+        raise InputError(
+            f"{source}: {other_turns} of {read} rows have an id that is there already, with another dialogue. It "
+            "looks like one row a turn: put the turns of each id into one row, one turn a line."
+        )
     if rejected and (bad_rows == "error" or not records):
         shown = [f"  row {bad.row}: {bad.fault}" for bad in rejected[:10]]
         more = [f"  and {len(rejected) - 10} more"] if len(rejected) > 10 else []
         cure = "Correct them, or go on without them: --bad_rows skip" if bad_rows == "error" else "No good row is left"
         raise InputError("\n".join([f"{source}: {len(rejected)} bad of {len(rows)} rows", *shown, *more, cure]))
-    unbroken = sum("\n" not in record.dialogue and bool(_NO_BREAK.search(record.dialogue)) for record in records)
-    if unbroken * 2 > len(records):
-        raise InputError(
-            f"{source}: {unbroken} of {len(records)} dialogues have several turns on a line, with \\n, <br> or nothing "
-            "between. Put line breaks there: a dialogue has one turn a line."
-        )
+    check_turns(source, [record.dialogue for record in records])
     return records, rejected
 
 
@@ -171,12 +153,12 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     Raises:
         InputError: the file cannot be read, a key is missing, an id comes twice, or a summary is not a string.
     """
-    keys = {"id": KEYS["id"], "summary": ("summary",)}
+    keys = {"id": KEYS["id"], "summary": ("summary", "요약", "요약문")}
     source, rows = _find_rows(path, "train", keys, {"id", "summary"})
     predictions: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         try:
-            fields = _pick(row, keys)
+            fields = pick(row, keys)
             name = identity(fields["id"])
             if name in predictions:
                 raise InputError(f"duplicate id {name!r}")
@@ -256,27 +238,56 @@ def _find_rows(
     file = find_split(path, split) or place  # one file is read whole, whichever split it stands for
     if file.is_dir():
         there, wanted = listed(sorted(entry.name for entry in file.iterdir())), listed(SPLIT_STEMS[split])
-        raise InputError(f"{file} holds {there}; expected for {split} one of {wanted}, ending in {listed(EXTENSIONS)}")
+        expected = f"expected for {split} one of {wanted}, ending in {listed(EXTENSIONS)}"
+        if len(list(file.glob("*.json"))) > 1:
+            expected += f"; or join the files, `cat {file}/*.json > all.json`, and give that one"
+        raise InputError(f"{file} holds {there}; {expected}")
     source, rows = (str(file), file_rows(file)) if file.is_file() else (str(path), hub_rows(str(path), split))
     if not rows:
         raise InputError(f"{source}: no rows; expected at least one")
-    known = {name for row in rows if isinstance(row, dict) for name in _flat(row)}
+    named = [flat(row) for row in rows if isinstance(row, dict)]
+    known = {name for row in named for name in row}
     others = {name for field, names in keys.items() if field != "id" for name in names}
     others |= {name for name in known if re.fullmatch(r"(summary|topic)\d+", name)}
-    if known and known <= others and keys["id"] == KEYS["id"]:
-        say(f"{source}: no {' or '.join(keys['id'])}, so the rows are numbered from 1.")
-        rows = [{keys["id"][0]: number} | row if isinstance(row, dict) else row for number, row in enumerate(rows, 1)]
+    is_without_ids = keys["id"] == KEYS["id"] and known.isdisjoint(keys["id"])
+    is_numbered = is_without_ids and bool(known) and not any(_could_be_id(named, name) for name in known - others)
+    if is_numbered:
         known.add(keys["id"][0])
-    if missing := [" or ".join(names) for field, names in keys.items() if field in needed and known.isdisjoint(names)]:
+    if missing := [_told(names) for field, names in keys.items() if field in needed and known.isdisjoint(names)]:
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
-        cure = """say which of these holds which field, for example --columns '{"dialogue": "text"}'"""
-        cure = cure if "dialogue" in keys else "rename the ones that are meant"
-        if "references" in needed and not known.isdisjoint(keys["dialogue"]) and known.isdisjoint(keys["references"]):
-            cure = """training and scoring need summaries: say what holds them, --columns '{"references": "text"}'"""
-            cure += ", or have them written by recipes/summarize.py"
-        cure += f", or add a column {keys['id'][-1]}" if "id" in needed and known.isdisjoint(keys["id"]) else ""
-        raise InputError(f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {cure}")
+        raise InputError(
+            f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {_cure(keys, needed, known)}"
+        )
+    if is_numbered:
+        say(f"{source}: no {_told(keys['id'])}, so the rows are numbered from 1.")
+        rows = [{keys["id"][0]: number} | row if isinstance(row, dict) else row for number, row in enumerate(rows, 1)]
     return source, rows
+
+
+def _told(names: tuple[str, ...]) -> str:
+    """The names of a field as messages tell them: the English ones, or the user's own."""
+    return " or ".join([name for name in names if name.isascii()] or names)
+
+
+def _could_be_id(rows: list[dict[str, Any]], name: str) -> bool:
+    """Whether a column of an unknown name has a short value of its own in each row."""
+    values = {value for row in rows if isinstance(value := row.get(name), str | int) and value != ""}
+    return len(values) == len(rows) and all(len(str(value)) <= 64 and "\n" not in str(value) for value in values)
+
+
+def _cure(keys: dict[str, tuple[str, ...]], needed: set[str], known: set[str]) -> str:
+    """What is to be done where a needed field has no column among those that are known."""
+    cure = "rename the ones that are meant"
+    if "dialogue" in keys:
+        own = next((name for name in keys["dialogue"] if name in known), None)
+        example = json.dumps({"dialogue": own or "text", "references": "abstract"}, ensure_ascii=False)
+        cure = f"say which of these holds which field, for example --columns '{example}'"
+        if own and "references" in needed and known.isdisjoint(keys["references"]):
+            cure = f"training and scoring need summaries: say what holds them, --columns '{example}'"
+            cure += ", or have them written by recipes/summarize.py"
+    if "id" in needed and known.isdisjoint(keys["id"]):
+        cure += f", or add a column {_told(keys['id']).split()[-1]}"
+    return cure
 
 
 def hub_holds_out(path: str | Path) -> bool:
@@ -287,110 +298,3 @@ def hub_holds_out(path: str | Path) -> bool:
     """
     of_hub = _is_hub_name(path) and not place_of(path).exists()
     return of_hub and any(split in HUB_HELD_OUT for split in hub_splits(str(path)))
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """One row of any family under the names of KEYS, its values unchecked."""
-    if isinstance(row.get("body"), dict):  # AI-Hub
-        info = _within(row, "header", "dialogueInfo")
-        return row["body"] | {"id": _within(info, "dialogueID"), "topic": _within(info, "topic")}
-    if isinstance(talk := row.get("input"), dict):  # NIKL
-        topic = talk.get("subject_keyword")
-        return row | {"dialogue": talk.get("conversation"), "summary": row.get("output"), "topic": topic}
-    numbered = sorted((name for name in row if re.fullmatch(r"summary\d+", name)), key=lambda name: int(name[7:]))
-    if numbered:  # several references, one a column
-        several = [row[name] for name in ("summary", *numbered) if row.get(name) is not None]
-        return {"references": several} | row
-    return row
-
-
-def _within(value: Any, *names: str) -> Any:
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def _pick(row: Any, keys: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    """One row's value for each field, None where it has none."""
-    if not isinstance(row, dict):
-        raise InputError(f"{row!r:.60} is not an object with named values")
-    flat = _flat(row)
-    return {
-        key: next((flat[name] for name in names if flat.get(name) is not None), None) for key, names in keys.items()
-    }
-
-
-def _record(fields: dict[str, Any], need_references: bool) -> Record:
-    """Checks one row; an InputError here is a fault of this row only."""
-    name, dialogue = identity(fields["id"]), fields["dialogue"]
-    if isinstance(dialogue, list):
-        dialogue = "\n".join(filter(None, (_turn(number, turn) for number, turn in enumerate(dialogue, 1))))
-    dialogue = clean("dialogue", dialogue)
-    if not dialogue or _NOTHING.fullmatch(dialogue):
-        raise InputError("empty dialogue")
-    references = tuple(filter(None, (clean("reference", text) for text in _several(fields["references"]))))
-    references = tuple(text for text in references if not _NOTHING.fullmatch(text))
-    if lists := [text for text in (dialogue, *(references if need_references else ())) if _is_list(text)]:
-        cure = "several references go in columns summary1, summary2, and turns in lines; or both in JSON lines"
-        raise InputError(f"{lists[0]!r:.60} is a list written as text: {cure}")
-    if need_references and not references:
-        raise InputError("no reference summary")
-    topic = ", ".join(clean("topic", word) for word in _several(fields["topic"]))
-    return Record(name, dialogue, references, topic)
-
-
-def _is_list(text: str) -> bool:
-    """Whether a text is a list as Python writes it; a chat export may well begin with [name] and end with [laughs]."""
-    try:
-        return text[:1] + text[-1:] == "[]" and isinstance(ast.literal_eval(text), list)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return False
-
-
-def _several(value: Any) -> list[Any]:
-    return [one for one in (value if isinstance(value, list) else [value]) if one is not None]
-
-
-def _turn(number: int, turn: Any) -> str:
-    """`speaker: utterance` on one line, since a line is a turn from here on; nothing where nothing was said."""
-    if isinstance(turn, str):  # "고객: 안녕하세요"
-        return clean(f"turn {number}", turn).replace("\n", " ")
-    speaker = next((name for key in SPEAKERS if (name := _within(turn, key)) not in (None, "")), None)
-    utterance = next((text for key in UTTERANCES if (text := _within(turn, key)) is not None), None)
-    for found, names in ((speaker, SPEAKERS), (utterance, UTTERANCES)):
-        if found is None:
-            raise InputError(f"turn {number} has no {' or '.join(names)}: {turn!r:.60}")
-    utterance = clean(f"utterance of turn {number}", utterance).replace("\n", " ")
-    return f"{speaker}: {utterance}" if utterance else ""
-
-
-def identity(value: Any) -> str:
-    """An id as text, without what `clean` leaves out.
-
-    Raises:
-        InputError: It is neither text nor a whole number, or empty.
-    """
-    name = clean("id", str(value) if isinstance(value, int) else value)
-    if not name:
-        raise InputError("no id")
-    return name
-
-
-def clean(what: str, value: Any) -> str:
-    """The text composed (NFC), with newlines as line ends, and without blanks at their ends or around the whole.
-
-    Blanks without width, and what Excel writes for a carriage return, are left out.
-
-    Raises:
-        InputError: It is no text, or holds half of a surrogate pair.
-    """
-    if value is None:
-        raise InputError(f"no {what}")
-    if not isinstance(value, str):
-        raise InputError(f"{what} is {value!r:.60}, not a string")
-    if re.search("[\ud800-\udfff]", value):  # JSON can escape one alone; no tokenizer and no file takes it
-        raise InputError(f"{what} is not valid Unicode: it has half of a surrogate pair")
-    if what != "id":  # Hangul in letters (NFD), as out of a PDF, is neither told as Korean nor known to a tokenizer
-        value = unicodedata.normalize("NFC", value)
-    lines = _NO_LETTER.sub("", value.replace("\r\n", "\n").replace("\r", "\n")).split("\n")
-    return "\n".join(line.rstrip() for line in lines).strip()

@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from alignment.arguments import FORMS
-from alignment.data import Record
 from alignment.errors import InputError
+from alignment.records import Record
 from alignment.run import is_main_process, say, write_json
 
 BARE = "dialogue"  # the form of encoder-decoders: what they read is the dialogue, what they write its summary
@@ -194,7 +194,13 @@ def write_shortened(shortened: list[Shortened], path: Path) -> None:
         path.unlink(missing_ok=True)  # of an earlier run
     if is_main_process() and shortened:
         write_json([asdict(item) for item in shortened], path)
-        say(f"{len(shortened)} dialogues were too long: {path} lists what each lost.")
+        say(f"{len(shortened)} dialogues were too long: {path} lists what each lost, {most_lost(shortened)}.")
+
+
+def most_lost(shortened: list[Shortened]) -> str:
+    """The one that lost the most turns, in words."""
+    most = max(shortened, key=lambda item: item.turns - item.kept_turns)
+    return f"the most: {most.turns} turns to {most.kept_turns}"
 
 
 def instructions_for(record: Record, phase: int, which: str = "first", seed: int = 0) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import platform
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from alignment.errors import InputError
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json")
 # An object, or a list of objects; a chat log may well begin with [name] [time].
 _JSON = re.compile(r"\{|\[\s*([{\]]|$)")
+_SOMETHING = re.compile(r"[^\s\ufeff]")  # each file of those that were joined may begin with its mark
 _TURN = re.compile(r'\[|[^,:："]{1,40}[:：]')  # begins with a speaker, or as chats are exported
+# No name of a column: a sentence's end, or its length.
+_SENTENCE = re.compile(r".*([.?!…]|니다|[세네해어아예까]요)|.{41,}|.*\s.*\s.*\s.*")
 _CHAT = re.compile(r"\W?(\[|\d[^:]*\d:\d\d.*[:：])")  # as messengers export: [time] name, or time - name: ...
 # What a file that is no text begins with, and what is to be done.
 _SIGNS = {
@@ -77,6 +80,8 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
     if len(header) > 1 and re.search("[:：]", header[0]):  # such as `A: your name, id, and phone?`
         return True
     named = not columns.isdisjoint(name.strip(' "') for name in header)
+    if not named and any(_SENTENCE.fullmatch(name) for name in header):
+        return True
     sentence = not rest and re.search(r", |[.!?…]$", first_line)
     if named or "," not in first_line or sentence or _CHAT.match(first_line):
         return not named
@@ -123,21 +128,43 @@ def _json_rows(path: Path, text: str) -> list[Any]:
     is_json_lines = bool(re.match(r"\s*\{.*\}\s*\n\s*\{", text))
     # not splitlines(): it also splits at U+2028 and U+0085, which JSON strings may hold
     pieces = text.split("\n") if is_json_lines else [text]
-    values = []
+    values: list[Any] = []
     for number, piece in enumerate(pieces, 1):
-        if not piece.strip():
-            continue
         try:
-            values.append(json.loads(piece))
+            values += _json_values(piece)
         except json.JSONDecodeError as error:
             place = f"line {number + error.lineno - 1}, column {error.colno}"
             raise InputError(f"{path}: broken JSON at {place}: {error.msg}; correct it there") from error
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
             raise InputError(f"{path}: JSON that cannot be read: {error}") from error
-    if is_json_lines or isinstance(values[0], list):
-        return values if is_json_lines else values[0]
-    rows = values[0].get("data")
-    return rows if isinstance(rows, list) else values
+    return [row for value in values for row in _rows_in(value, alone=len(values) == 1)]
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    """One JSON value, or several lists and objects one after another, as `cat *.json` puts them."""
+    end = 0
+    while found := _SOMETHING.search(text, end):
+        if end and found.group() not in "[{":
+            raise json.JSONDecodeError("Extra data", text, found.start())
+        value, end = json.JSONDecoder().raw_decode(text, found.start())
+        yield value
+
+
+def _rows_in(value: Any, alone: bool) -> list[Any]:
+    """The rows of one JSON value: a list's, AI-Hub's data, the documents of a NIKL corpus, or itself.
+
+    Args:
+        alone: It is the whole file, whose data may be none; elsewhere an empty list is more likely a row's own field.
+    """
+    if isinstance(value, list):
+        return value
+    for name, part in (("data", None), ("document", "utterance")):
+        rows = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(rows, list) or not (rows or alone):
+            continue
+        if all(isinstance(row, dict) and (not part or part in row) for row in rows):
+            return rows
+    return [value]
 
 
 def _names(fields: list[str]) -> list[str]:

@@ -25,10 +25,10 @@ from transformers import (
 )
 
 from alignment.arguments import ModelArguments, TrainerArguments
-from alignment.data import Record
 from alignment.errors import InputError
 from alignment.held_out import HeldOut, HeldOutRouge, mean_over_tokens
 from alignment.progress import TrainingProgress
+from alignment.records import Record
 from alignment.training import AdapterCheckpoints, add_callbacks
 
 # What names are masked with in the Korean DialogSum.

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from alignment.arguments import OF_ADAPTER, ModelArguments, SFTArguments
-from alignment.data import Record
 from alignment.dialogue import (
     encode_example,
     encode_prompt,
@@ -31,6 +30,7 @@ from alignment.errors import InputError
 from alignment.head import SCALES, loss_in_head
 from alignment.held_out import HeldOut, HeldOutRouge, SummaryBefore, mean_over_tokens
 from alignment.progress import TrainingProgress
+from alignment.records import Record
 from alignment.run import settings_of
 from alignment.training import AdapterCheckpoints, add_callbacks, return_freed_memory
 

@@ -4,8 +4,8 @@ import functools
 import re
 from dataclasses import dataclass, replace
 
-from alignment.data import Record
 from alignment.dialogue import language
+from alignment.records import Record
 
 MASK = re.compile(r"#[A-Za-z]\w*#", re.ASCII)
 

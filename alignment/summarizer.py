@@ -10,12 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment import dialogue
 from alignment.arguments import ModelArguments, PromptArguments
-from alignment.data import Record
 from alignment.ensemble import Member, check_alike, load_average, shares
 from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.journal import Journal
 from alignment.models import as_trained, base_of, load_for_use
+from alignment.records import Record
 from alignment.run import read_manifest, say
 from alignment.weights import weights_of
 
@@ -127,7 +127,8 @@ class Summarizer:
         if context:
             records, shortened = dialogue.fit_records(records, self.form, self.tokenizer, context, reserved)
             if shortened:
-                say(f"{len(shortened)} dialogues were shortened by whole turns to fit {context} tokens.")
+                most = dialogue.most_lost(shortened)
+                say(f"{len(shortened)} dialogues were shortened by whole turns to fit {context} tokens, {most}.")
         texts = [dialogue.prompt_for(record, self.phase, self.form, self.tokenizer) for record in records]
         encoded = (dialogue.encode_prompt(text, self.form, self.tokenizer) for text in texts)
         by_dialogue = dict(zip(places, encoded, strict=True))

@@ -20,6 +20,7 @@ from alignment.generation import Decoding
 from alignment.launch import launch
 from alignment.parser import CONFIGS, parse
 from alignment.progress import reset_peak_memory
+from alignment.records import Record
 from alignment.summarizer import Summarizer
 from alignment.weights import weights_of
 from reward import candidates, pairs
@@ -60,8 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     facts = {"sft_model": weights_of(args.sft_model), "use": asdict(model_args) | asdict(prompt_args)}
     made = {split: candidates.without_model(records[split], given + rated, args.seed) for split in SPLITS}
     for split in SPLITS if args.samples else ():
-        made_in = folder / f"{split}.samples.jsonl", facts, args.overwrite_output_dir
-        made[split] += candidates.samples(load, records[split], args.samples, args.temperatures, decoding, *made_in)
+        how = (args.samples, args.temperatures, decoding, folder / f"{split}.samples.jsonl", facts)
+        made[split] += candidates.samples(load, records[split], *how, args.overwrite_output_dir)
     load.cache_clear()
     data.write_rejected(list(dict.fromkeys(rejected + more)), output / "rejected.jsonl")
     if args.stage == "sample":
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
 def train_model(
     current: run.Run,
     compared: dict[str, list[pairs.Pair]],
-    records: dict[str, list[data.Record]],
+    records: dict[str, list[Record]],
     attribution: Attribution,
     prompting: dict,
     model_args: ModelArguments,

@@ -21,11 +21,12 @@ from alignment.errors import InputError
 from alignment.launch import launch
 from alignment.parser import CONFIGS, parse
 from alignment.progress import reset_peak_memory
+from alignment.records import Record
 from alignment.sft import check_goes_on, encode, make_trainer
 from alignment.weights import weights_of
 from reward.rouge import PROFILES, rouge
 
-Split = tuple[list[data.Record], list[data.Record]]  # to train on, held out
+Split = tuple[list[Record], list[Record]]  # to train on, held out
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,11 +5,10 @@
     cat dialogue.txt | python recipes/summarize.py --model runs/sft/phase2
 
 The input has any format that the other recipes read, and the output is then a CSV `fname,summary` in the input's
-order; or it is plain text, with a blank line between two dialogues, and the output has one summary a line. Killed and
-started again with an output file, it writes only the summaries that are still missing.
+order; or it is plain text, with a blank line or a rule (---) between two dialogues, and the output has one summary a
+line. Killed and started again with an output file, it writes only the summaries that are still missing.
 """
 
-import re
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -23,10 +22,11 @@ from accelerate.utils import broadcast_object_list
 from alignment import data, outputs, run
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RowArguments, SFTArguments
 from alignment.errors import InputError
-from alignment.formats import is_plain_text, read_text
+from alignment.formats import is_plain_text
 from alignment.generation import Decoding
 from alignment.launch import launch
 from alignment.parser import parse
+from alignment.plain_text import dialogues_in
 from alignment.submission import fill_empty, write_lines, write_submission
 from reward.postprocess import mend
 from reward.system import System, SystemArguments
@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output)
     if output.is_dir() and args.output != "-":
         raise InputError(f"--output {output}: is a folder. Give the name of a file.")
+    if output.suffix.lower() in (".json", ".jsonl", ".xlsx", ".tsv"):
+        raise InputError(f"--output {output}: summaries are written as CSV, those of plain text one a line.")
     if args.output != "-" and output.exists() and not args.overwrite:
         raise InputError(f"--output {output}: exists. Choose another name, or add --overwrite true.")
     if args.output != "-" and not output.parent.is_dir():
@@ -89,18 +91,10 @@ def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | No
     """Dialogues, their ids, which plain text has none of, and bad rows."""
     place = data.place_of(source)
     if place.is_file() and is_plain_text(place, data.column_names(row_args.columns)):
-        blocks = [block for block in re.split(r"\n{2,}", data.clean("dialogue", read_text(place))) if block]
-        if not blocks:
-            raise InputError(f"{source}: the file is empty")
-        if re.match(r".*카카오톡 대화\n저장한 날짜|KakaoTalk Chats? with ", blocks[0]):
-            cure = "Write its messages as `이름: 말`, one a line, with a blank line between dialogues."
-            raise InputError(f"{source}: what KakaoTalk exports has dates and times among the turns. {cure}")
-        turn = re.compile(r"(#\w+#|[^:：\n]{1,40})((?<!\d)[:：]|[:：](?!\d)).*")  # 화자1: is a speaker, and 3:30 a time
-        names = [match.group(1) for block in blocks if (match := turn.fullmatch(block))]
-        if len(names) > len(blocks) / 2 and 1 < len(set(names)) < len(names):  # who speaks again speaks in a dialogue
-            cure = "Take out the blank lines between turns: they stand between dialogues, which have one turn a line."
-            raise InputError(f"{source}: most of its {len(blocks)} dialogues are a single turn. {cure}")
-        return blocks, None, []
+        dialogues = dialogues_in(place)
+        if len(dialogues) > 1:
+            run.say(f"{len(dialogues)} dialogues, as blank lines part them: a summary for each.")
+        return dialogues, None, []
     options = {"bad_rows": row_args.bad_rows, "columns": row_args.columns}
     records, rejected = data.load_records(source, split="eval", **options)
     return [record.dialogue for record in records], [record.id for record in records], rejected

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from alignment.data import Record
 from alignment.dialogue import language
 from alignment.errors import InputError
+from alignment.records import Record
 from alignment.run import say, write_json
 from alignment.speakers import MASK, Naming, swap_speakers, turns_of, two_speakers
 from reward.quality import content_words, roles_in

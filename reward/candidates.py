@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignment.data import Record, clean, fingerprint, identity
+from alignment.data import fingerprint
 from alignment.errors import InputError
 from alignment.formats import file_rows, write_rows
 from alignment.generation import Decoding
+from alignment.records import Record, clean, identity
 from alignment.speakers import MASK, Naming, mirror_image, names_in, swap_speakers, two_speakers
 from alignment.submission import one_line
 from alignment.summarizer import Summarizer

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from alignment.data import Record
 from alignment.errors import InputError
+from alignment.records import Record
 from alignment.run import is_main_process, say
 from reward.evaluation import say_winner
 from reward.leaderboard import Entry

@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import Template
 from matplotlib.axes import Axes
 
-from alignment.data import Record
 from alignment.ppo.guards import reward_hacking
 from alignment.progress import show_table
+from alignment.records import Record
 from alignment.run import is_main_process, say, write_json
 from reward.quality import repeated_trigrams
 from reward.report import STYLE, plot

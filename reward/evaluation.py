@@ -14,6 +14,7 @@ from alignment.errors import InputError
 from alignment.generation import Decoding
 from alignment.journal import left_behind
 from alignment.progress import peak_memory_gib, show_table
+from alignment.records import Record
 from alignment.run import say, write_json
 from alignment.submission import write_submission
 from reward.postprocess import effects, mend
@@ -24,7 +25,7 @@ RESULTS, DIALOGUES = "results.json", "dialogues.jsonl"
 COSTS = ("seconds", "peak_memory_gib", "parameters", "trained_parameters", "disk_bytes")
 
 
-def usual_profiles(records: list[data.Record]) -> list[str]:
+def usual_profiles(records: list[Record]) -> list[str]:
     """The profiles for the language of most of these dialogues."""
     korean = [language(record.dialogue) == "ko" for record in records]
     return ["aistages", "strict"] if 2 * sum(korean) >= len(korean) else ["english"]
@@ -44,7 +45,7 @@ def files_to_refuse(systems: dict[str, System | None], folder: Path) -> list[Pat
 
 def evaluate(
     systems: dict[str, System | None],
-    records: list[data.Record],
+    records: list[Record],
     profiles: list[str],
     folder: Path,
     rules: list[str],

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from alignment.data import Record, clean, identity
 from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.formats import file_rows
 from alignment.progress import show_table
+from alignment.records import Record, clean, identity
 from alignment.speakers import Naming, two_speakers
 from alignment.submission import one_line
 from reward.candidates import Candidate

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from jinja2 import Template
 
-from alignment.data import Record, fingerprint, load_records, match_predictions, read_predictions
+from alignment.data import fingerprint, load_records, match_predictions, read_predictions
 from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.formats import listed
 from alignment.progress import Progress, show_table
+from alignment.records import Record
 from alignment.run import is_main_process, read_manifest, say, write_json
 from alignment.speakers import names_in
 from reward.comparison import CURVES

@@ -21,10 +21,10 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from alignment import dialogue, models
 from alignment.arguments import ModelArguments
-from alignment.data import Record
 from alignment.errors import InputError
 from alignment.ppo.roles import RewardRole, RewardStart, Roles, read_head
 from alignment.progress import Progress
+from alignment.records import Record
 from alignment.run import read_manifest, write_json
 from alignment.training import let_gradients_through
 from reward.attribution import Attribution

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from itertools import combinations, groupby
 from typing import Any
 
-from alignment.data import Record
 from alignment.errors import InputError
 from alignment.progress import show_table
+from alignment.records import Record
 from reward.candidates import CORRUPTED
 from reward.labels import Label, LabelArguments
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from alignment import models
-from alignment.data import Record
 from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.ppo.rollout import Scorer
+from alignment.records import Record
 from reward.candidates import Candidate
 from reward.labels import LabelArguments, label_candidates
 from reward.model import RewardModel

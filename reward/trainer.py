@@ -24,9 +24,9 @@ from trl import RewardTrainer
 
 from alignment import dialogue
 from alignment.arguments import RewardArguments
-from alignment.data import Record
 from alignment.ppo.roles import HEAD
 from alignment.progress import TrainingProgress
+from alignment.records import Record
 from alignment.training import AdapterCheckpoints, add_callbacks
 from reward.model import Batch, encode_summaries, head_of, load_head, make_batch, read
 from reward.pairs import Pair

@@ -91,6 +91,10 @@ def refused(main: Callable[[list[str]], None], argv: list[str], folder: Path, *t
         (json_lines(GOOD, OTHER | {"summary": ""}), ["row 2: no reference summary", "--bad_rows skip"]),
         (json_lines(GOOD | {"references": [5]}, OTHER), ["row 1: reference is 5, not a string", "--bad_rows skip"]),
         (json_lines(GOOD | {"references": {"x": 1}}, OTHER), ["row 1: reference is {'x': 1}, not a string"]),
+        (
+            f"{HEADER}a,안녕,인사\na,응,인사\na,그래,인사\n",
+            ["2 of 3 rows have an id that is there already", "put the turns of each id into one row, one turn a line"],
+        ),
         (json_lines(GOOD, OTHER, GOOD), ["row 3: duplicate id 'a', first used by row 1", "--bad_rows skip"]),
         (json_lines(GOOD) + '{"fname": "b", \n', ["broken JSON at line 2, column", "correct it there"]),
         (json.dumps([GOOD, OTHER], indent=1)[:-1] + ",", ["broken JSON at line 12", "correct it there"]),
@@ -100,7 +104,7 @@ def refused(main: Callable[[list[str]], None], argv: list[str], folder: Path, *t
     ],
     ids=[
         "empty", "no-rows", "missing-column", "empty-dialogue", "empty-summary", "reference-number", "reference-object",
-        "duplicate-id", "json-line", "json-list", "open-quote", "unquoted-comma", "encoding",
+        "row-a-turn", "duplicate-id", "json-line", "json-list", "open-quote", "unquoted-comma", "encoding",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("recipe", ["sft", "evaluate"])
@@ -151,7 +155,8 @@ def test_a_dialogue_longer_than_the_context_is_shortened_and_listed(data, short_
     listed = json.loads((tmp_path / "out" / "shortened.json").read_text("utf-8"))
     assert {item["id"] for item in listed} == {"long", "held"}
     assert all(2 < item["kept_turns"] < item["turns"] == 400 for item in listed)
-    assert str(tmp_path / "out" / "shortened.json") in capsys.readouterr().err
+    most = f"the most: 400 turns to {min(item['kept_turns'] for item in listed)}."
+    assert f"{tmp_path / 'out' / 'shortened.json'} lists what each lost, {most}" in capsys.readouterr().err
 
 
 def test_one_turn_longer_than_the_context(data, short_flags, tmp_path):

@@ -10,7 +10,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from alignment.data import Record, load_records
+from alignment.data import load_records
+from alignment.records import Record
 from reward.leaderboard import COSTS, Board, Entry, leaderboard, page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

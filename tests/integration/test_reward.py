@@ -16,10 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from alignment import run
 from alignment.arguments import STAGES
-from alignment.data import Record, load_records
+from alignment.data import load_records
 from alignment.errors import InputError
 from alignment.launch import launch
 from alignment.ppo.roles import HEAD
+from alignment.records import Record
 from recipes import reward, sft
 from reward.attribution import Attribution
 from reward.candidates import CORRUPTED

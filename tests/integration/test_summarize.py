@@ -108,6 +108,48 @@ def test_what_kakaotalk_exports_is_not_taken_for_dialogues(run):
         run("민수 님과 카카오톡 대화\n저장한 날짜 : 2026-11-01 10:00:00\n\n[민수] [오전 9:00] 안녕\n")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "1\n00:00:00,000 --> 00:00:02,000\n고객: 네\n\n2\n00:00:03,000 --> 00:00:05,000\n상담원: 아\n",
+        "참석자 1 00:00\n여보세요\n\n참석자 2 00:03 \n네, 2:30에 봐요\n",
+        "새로운 노트\n\n화자 1 [00:00]\n여보세요\n\n화자 2 [01:02:03]\n네\n",
+    ],
+)
+def test_what_subtitles_and_speech_recognition_give_is_not_taken_for_dialogues(content, run):
+    with pytest.raises(InputError, match=r"has times among the turns\. Write its turns as `이름: 말`"):
+        run(content)
+
+
+def test_turns_of_plain_text_on_one_line_or_as_messengers_export_them_are_refused(run):
+    with pytest.raises(InputError, match=r"input: 1 of 1 dialogues have several turns on a line"):
+        run("고객: 여보세요 상담원: 네 고객: 신고요\n")
+    with pytest.raises(InputError, match=r"input: 1 of 1 dialogues are as messengers export them"):
+        run("[민수] [오전 9:00] 안녕\n[지수] [오전 9:01] 응\n")
+
+
+def test_a_heading_within_plain_text_is_refused(run):
+    with pytest.raises(InputError, match=r"'통화 녹취록 1월' has no turns .* take out that line, or the blank line"):
+        run(f"통화 녹취록\n1월\n\n{FIRST}\n")
+
+
+@pytest.mark.parametrize("rule", ["---", "=====", "***", "____"])
+def test_a_rule_parts_dialogues_and_their_number_is_said(rule, run, summaries, capsys):
+    run(f"{rule}\n{FIRST}\n{rule}\n{SECOND}\n")
+    said = capsys.readouterr()
+    assert said.out == "".join(f"{summaries[text]}\n" for text in (FIRST, SECOND))
+    assert said.err.count("2 dialogues, as blank lines part them") == 1
+    run(FIRST)
+    assert "blank lines" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".XLSX", ".tsv"])
+def test_an_output_of_another_kind_is_refused(ending, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Summarizer, "load", None)
+    with pytest.raises(InputError, match=rf"--output .*out\{ending}: summaries are written as CSV"):
+        run(FORMATS["csv"], output=tmp_path / f"out{ending}")
+
+
 def test_a_dialogue_with_blank_lines_between_its_turns_is_not_taken_for_many(run):
     with pytest.raises(InputError, match=r"most of its 3 dialogues are a single turn\. Take out the blank"):
         run("민수: 안녕\n\n지수: 응\n\n민수: 잘 가\n")

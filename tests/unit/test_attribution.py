@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from alignment.data import EMBEDDED, Record, load_records
+from alignment.data import EMBEDDED, load_records
 from alignment.errors import InputError
+from alignment.records import Record
 from alignment.speakers import mirror_image, swap_speakers, two_speakers
 from reward.attribution import FILE, Attribution, evidence
 

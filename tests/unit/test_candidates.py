@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from alignment.arguments import PromptArguments
-from alignment.data import Record, load_records
+from alignment.data import load_records
 from alignment.errors import InputError
 from alignment.formats import write_rows
 from alignment.generation import Decoding
+from alignment.records import Record
 from alignment.speakers import MASK
 from alignment.summarizer import Summarizer
 from reward.candidates import (

@@ -1,4 +1,4 @@
-"""alignment/data.py: every family of files, every fault with its place, and the files we write."""
+"""alignment/data.py and records.py: every family of files, every fault with its place, and the files we write."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import pytest
 
 from alignment.arguments import DataArguments
 from alignment.data import (
-    Record,
     Rejected,
     find_split,
     fingerprint,
@@ -19,6 +18,7 @@ from alignment.data import (
 )
 from alignment.errors import InputError
 from alignment.hub import hub_splits
+from alignment.records import Record
 from alignment.splits import load_train_and_eval
 
 HELLO = "#Person1#: 안녕하세요.\n#Person2#: 네, 반가워요."
@@ -192,15 +192,63 @@ def test_a_folder_of_many_files_is_told_of_in_short(tmp_path):
     assert "19.json and 79 more; expected for train one of train" in fault_of(tmp_path)
 
 
-def test_a_speaker_may_be_the_number_nought(write):
-    turns = [{"speaker": 0, "utterance": "네."}, {"speaker": "", "participantID": 1, "utterance": "응."}]
+def test_a_speaker_may_be_a_number_as_nought_or_as_pandas_writes_it(write):
+    turns = [{"speaker": 0, "utterance": "네."}, {"speaker": "", "participantID": 1.0, "utterance": "응."}]
     assert load_records(write([{"id": "a", "dialogue": turns}]))[0][0].dialogue == "0: 네.\n1: 응."
 
 
-def test_text_is_kept_but_for_blanks_at_line_ends_and_composed_and_an_id_as_it_is(write):
+def nikl_corpus(*names, **others):
+    """As NIKL publishes a corpus: documents in a file."""
+    spoken = [("SD1", "점심 먹었어?"), ("SD2", ""), ("SD2", "아직.")]
+    turns = [{"form": form, "original_form": f"{form}...", "speaker_id": speaker} for speaker, form in spoken]
+    documents = [{"id": name, "metadata": {"topic": "식사"}, "utterance": turns, **others} for name in names]
+    return {"id": "SDRW1", "metadata": {"title": "말뭉치"}, "document": documents}
+
+
+def test_the_documents_of_a_nikl_corpus_are_rows(write):
+    records, _ = load_records(write(json.dumps(nikl_corpus("d1", "d2", summary="밥 이야기"), indent=1)))
+    assert records == [Record(name, "SD1: 점심 먹었어?\nSD2: 아직.", ("밥 이야기",), "식사") for name in ("d1", "d2")]
+    assert load_records(write(json.dumps(nikl_corpus("d1", metadata={"topic": {"x": 1}}))))[0][0].topic == ""
+
+
+def test_a_list_of_another_kind_named_document_is_a_field(write):
+    turns = [{"speaker": "A", "utterance": "x"}]
+    path = write(json.dumps({"id": 1, "document": "A: x", "data": [7]}))
+    assert load_records(path, columns={"dialogue": "document"})[0] == [Record("1", "A: x", ())]
+    assert len(load_records(write([row("a", data=[]), row("b", document=[])]))[0]) == 2
+    path = write(json.dumps([{"id": 1, "document": turns}]))
+    assert load_records(path, columns={"dialogue": "document"})[0] == [Record("1", "A: x", ())]
+
+
+def test_korean_names_of_columns_and_keys(write):
+    turns = [{"화자": "고객", "발화": "네."}]
+    rows = [
+        {"아이디": "a", "대화내용": turns, "요약문": "답", "주제": "말"},
+        {"번호": "b", "대화문": "A: x", "요약": "글"},
+    ]
+    expected = [Record("a", "고객: 네.", ("답",), "말"), Record("b", "A: x", ("글",))]
+    assert load_records(write(rows))[0] == expected
+    assert load_records(write("번호,대화,요약\na,A: x,글\n"))[0] == [Record("a", "A: x", ("글",))]
+
+
+@pytest.mark.parametrize("between", ["\n", "", "\n\ufeff"])
+def test_files_of_json_put_one_after_the_other_give_the_rows_of_all(write, between):
+    files = [{"data": [aihub("d1")]}, nikl_corpus("d2"), [row("d3"), row("d4")], row("d5")]
+    path = write(between.join(json.dumps(file, indent=1) for file in files))
+    assert [record.id for record in load_records(path)[0]] == ["d1", "d2", "d3", "d4", "d5"]
+    lines = write("\n".join(json.dumps(file) for file in (files[0], files[1], files[3])))
+    assert [record.id for record in load_records(lines)[0]] == ["d1", "d2", "d5"]
+
+
+def test_a_fault_in_joined_files_is_named_with_its_line(write):
+    path = write(json.dumps(row(), indent=1) + '\n{\n "id": "b",\n "dialogue" "x"\n}')
+    assert "broken JSON at line 7, column 13: Expecting ':' delimiter" in fault_of(path)
+
+
+def test_text_is_kept_but_for_blanks_at_line_ends_and_blank_lines_and_composed_and_an_id_as_it_is(write):
     decomposed = "\u1100\u1161"  # 가 in letters
-    records, _ = load_records(write([row(decomposed, f" A:  {decomposed} \t\n\nB:  y  \n", summary=decomposed)]))
-    assert records == [Record(decomposed, "A:  가\n\nB:  y", ("가",))]
+    records, _ = load_records(write([row(decomposed, f" A:  {decomposed} \t\n \n\nB:  y  \n", summary=decomposed)]))
+    assert records == [Record(decomposed, "A:  가\nB:  y", ("가",))]
 
 
 def test_what_spreadsheets_and_chats_leave_between_letters_is_left_out(write):
@@ -303,6 +351,7 @@ def test_no_rows(write, content):
 def test_missing_column_names_it_those_present_and_the_cure(write, content):
     fault = fault_of(write(content), bad_rows="skip")
     assert "no column or key dialogue; there are fname, name, text; say which of these" in fault
+    assert """for example --columns '{"dialogue": "text", "references": "abstract"}'""" in fault
 
 
 def test_of_many_names_the_first_are_told(write):
@@ -331,6 +380,30 @@ def test_rows_are_not_numbered_where_a_column_of_another_name_may_hold_their_ids
     fault = fault_of(write([{"ID": "a", "dialogue": "네."}]))
     assert "no column or key fname or id; there are ID, dialogue; say which of these" in fault
     assert fault.endswith(", or add a column id")
+
+
+@pytest.mark.parametrize(
+    ("values", "could_be_id"),
+    [
+        (["a", "b", "c"], True),
+        ([3, 1, 2], True),
+        (["a", "b", "a"], False),
+        (["a", "b", ""], False),
+        (["a", "b", None], False),
+        (["a", "b", "c" * 65], False),
+        (["a", "b", "c\nd"], False),
+        ([["a"], ["b"], ["c"]], False),
+    ],
+)
+def test_a_column_of_another_name_could_be_an_id_where_each_row_has_its_own_short_value(
+    values, could_be_id, write, capsys
+):
+    path = write([{"담당": value, "dialogue": "네."} for value in values])
+    if could_be_id:
+        assert "no column or key fname or id; there are 담당, dialogue" in fault_of(path)
+        return
+    assert [record.id for record in load_records(path)[0]] == ["1", "2", "3"]
+    assert "no fname or id, so the rows are numbered from 1" in capsys.readouterr().err
 
 
 def test_an_id_missing_from_one_row_only_is_a_fault(write):
@@ -363,8 +436,9 @@ def test_a_long_dialogue_on_one_line_and_more_is_looked_at_in_no_time(write):
 
 
 def test_dialogues_without_summaries_are_told_what_to_do(write):
-    path = write("fname,dialogue\na,A: x\n")
-    telling = """training and scoring need summaries: say what holds them, --columns '{"references": "text"}'"""
+    path = write("fname,대화\na,A: x\n")
+    example = """{"dialogue": "대화", "references": "abstract"}"""
+    telling = f"training and scoring need summaries: say what holds them, --columns '{example}'"
     assert telling in fault_of(path, need_references=True)
 
 
@@ -399,10 +473,12 @@ BAD_ROWS = [
     (row("b", []), "empty dialogue"),
     (row("b", [{"utterance": "x"}]), "turn 1 has no speaker"),
     (row("b", [{"speaker": "A", "utterance": 3}]), "utterance of turn 1 is 3, not a string"),
-    (row("b", [7]), "turn 1 has no speaker or participantID or role: 7"),
+    (row("b", [{"speaker": {"id": 1}, "text": "x"}]), "speaker of turn 1 is {'id': 1}, not a string"),
+    (row("b", [{"speaker": 0.5, "text": "x"}]), "speaker of turn 1 is 0.5, not a string"),
+    (row("b", [7]), "turn 1 has no speaker or participantID or role or speaker_id or 화자: 7"),
     (
         row("b", [{"speaker": "A", "말": "x"}]),
-        "turn 1 has no utterance or text or content: {'speaker': 'A', '말': 'x'}",
+        "turn 1 has no utterance or text or content or form or 발화: {'speaker': 'A', '말': 'x'}",
     ),
     (row("b", "A: \ud800"), "dialogue is not valid Unicode"),
     (row("b", summary=3), "reference is 3, not a string"),
@@ -411,7 +487,19 @@ BAD_ROWS = [
     (row("b", topic=3), "topic is 3, not a string"),
     (row("b", "nan"), "empty dialogue"),
     (row("b", "#NAME?"), "empty dialogue"),
+    *(
+        (row("b", nothing), "empty dialogue")
+        for nothing in ("NULL", "n/a", "NA", "<NA>", "NaT", "\\N", "-", "—--", "없음")
+    ),
     (row("b", "[{'speaker': 'A'}]"), "\"[{'speaker': 'A'}]\" is a list written as text"),
+    (row("b", '["A: x", null]'), "'[\"A: x\", null]' is a list written as text"),
+    (row("b", '[{"speaker": "A", "ok": true}]'), '\'[{"speaker": "A", "ok": true}]\' is a list written as text'),
+    (
+        row("b", "[{'speaker': 'A'}\n {'speaker': 'B'}]"),
+        "\"[{'speaker': 'A'}\\n {'speaker': 'B'}]\" is a list written as",
+    ),
+    (row("b", '{"turns": [null]}'), "'{\"turns\": [null]}' is an object written as text"),
+    (row("b", "{}"), "'{}' is an object written as text"),
     (row("first\u200b"), "duplicate id 'first'"),
     (row("first"), "duplicate id 'first', first used by row 1"),
     (row(""), "no id"),
@@ -471,7 +559,65 @@ def test_max_rows_takes_the_first_good_rows_and_looks_no_further(write):
     assert [one.row for one in rejected] == [1]
 
 
-@pytest.mark.parametrize("written", ["\\n", "<br>", "<BR />", " "])
+def test_a_table_with_a_row_for_each_turn_is_refused_whatever_is_done_with_bad_rows(write):
+    turns = [row(name, f"{name}{i}") for name in "ab" for i in range(3)]
+    for bad_rows in ("error", "skip"):
+        fault = fault_of(write(turns), bad_rows=bad_rows)
+        assert "4 of 6 rows have an id that is there already, with another dialogue" in fault
+        assert fault.endswith("It looks like one row a turn: put the turns of each id into one row, one turn a line.")
+    same = [row(name, name) for name in "aaabbb"]
+    assert "4 bad of 6 rows\n  row 2: duplicate id 'a', first used by row 1" in fault_of(write(same))
+    assert len(load_records(write(same), bad_rows="skip")[0]) == 2
+
+
+TAGGED = [
+    "고객: 네. 상담원: 아. 고객: 끝",
+    "A:네/B：아/A:끝",
+    "A: 네|B: 아|A: 끝",
+    "A: 네</s>B: 아</s>A: 끝",
+    "A: 네.B: 아.A: 끝",
+    "A: 네;B: 아;A: 끝",
+    "Mr.Kim: 네 Ms.Lee: 아 Mr.Kim: 끝",
+]
+ONE_TURN = [
+    "공지: 10:30 시작, 10:00 시작, 12:00 끝",
+    "참고: https://a https://b",
+    "A: 네 A: 아 A: 끝",
+    "A: 네 B: 아 C: 끝",
+    "네 A: 아 B: 네 A: 끝",
+]
+
+
+@pytest.mark.parametrize(("text", "refused"), [(text, text in TAGGED) for text in TAGGED + ONE_TURN])
+def test_names_within_a_line_are_turns_where_one_speaks_again(text, refused, write):
+    path = write([row("a", text), row("b", text), row("c")])
+    if refused:
+        assert "2 of 3 dialogues have several turns on a line" in fault_of(path)
+    else:
+        assert len(load_records(path)[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        "[홍길동] [오전 10:12] 안녕\n[김철수] [오후 1:13] 응",
+        "2024년 1월 5일 오전 10:12, 홍길동 : 안녕\n둘째 줄\n2024년 1월 5일 오전 10:13, 김철수 : 응",
+        "--- 2024년 1월 5일 ---\n[홍길동] [10:12 AM] 안녕\n[김철수] [10:13 AM] 응",
+        "홍길동 님과 카카오톡 대화\n저장한 날짜 : 2024-01-05\n홍길동 : 안녕",
+    ],
+)
+def test_what_messengers_export_is_refused(chat, write):
+    path = write([row("a", chat), row("b", chat), row("c")])
+    assert "2 of 3 dialogues are as messengers export them, with dates and times" in fault_of(path)
+    assert len(load_records(write([row("a", chat), row("c")]))[0]) == 2
+
+
+def test_names_in_brackets_and_times_before_turns_are_no_export(write):
+    times = row("a", "[00:10] 고객: 10:12, 맞죠 : 네\n[00:11] 상담원: 네")
+    assert len(load_records(write([times, row("b", "[고객] 안녕\n[상담원] [웃음] 네")]))[0]) == 2
+
+
+@pytest.mark.parametrize("written", ["\\n", "<br>", "<BR />", "&lt;br&gt;", " "])
 def test_dialogues_without_line_breaks_are_refused(written, write):
     flat, whole = row("a", written.join(["#A#: x", "#B#: y"])), row("b", f"#A#: x{written}z\n#B#: y")
     assert "2 of 3 dialogues have several turns on a line, with" in fault_of(
@@ -512,6 +658,13 @@ def test_folder_without_the_split_names_what_is_there(write, tmp_path):
     assert f"{tmp_path} holds notes.md, train.jsonl; expected for eval one of eval, dev" in fault_of(
         tmp_path, split="eval"
     )
+
+
+def test_a_folder_of_json_files_is_told_how_to_join_them(write, tmp_path):
+    write(json.dumps(row()), "call1.json")
+    assert "join the files" not in fault_of(tmp_path)
+    write(json.dumps(row("b")), "call2.json")
+    assert f"; or join the files, `cat {tmp_path}/*.json > all.json`, and give that one" in fault_of(tmp_path)
 
 
 def test_empty_folder(tmp_path):
@@ -626,6 +779,8 @@ def test_write_rejected_writes_json_lines_even_of_broken_unicode(tmp_path):
         "id,summary\na,x\nb,\n",
         [{"fname": "a", "summary": "x "}, {"fname": "b", "summary": ""}],
         [{"id": "a", "summary": "x"}, {"id": "b", "summary": ""}],
+        "번호,요약\na,x\nb,\n",
+        "아이디,요약문\na,x\nb,\n",
     ],
 )
 def test_read_predictions_by_either_key_stripped_and_perhaps_empty(write, content):

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from alignment.data import EMBEDDED, Record
+from alignment.data import EMBEDDED
 from alignment.dialogue import (
     INSTRUCTIONS,
     Shortened,
@@ -21,6 +21,7 @@ from alignment.dialogue import (
     shorten,
 )
 from alignment.errors import InputError
+from alignment.records import Record
 
 KO = "#Person1#: 내일 3시에 볼까?\n#Person2#: 좋아, 역에서 봐."
 EN = "Amanda: Shall we meet at 3?\nJerry: Fine, at the station."

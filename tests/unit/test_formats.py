@@ -101,8 +101,15 @@ def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tm
         ("대화,요약", False),
         ("[2024-05-03, 3:21:05 PM] A: hi\n[2024-05-03, 3:22:05 PM] B: hello\n", True),
         ("5/3/24, 15:21 - A: hi\n5/3/24, 15:22 - B: hello, you\n", True),
-        ("대화,요약\n안녕,인사\n", False),  # which column is which is asked then
-        ("대화,요약\nA: 안녕,인사\n", False),
+        ("본문,초록\n안녕,인사\n", False),  # which column is which is asked then
+        ("본문,초록\nA: 안녕,인사\n", False),
+        ("필요,개요\n안녕,인사\n", False),
+        ("- 여보세요, 분실 신고요.\n- 네, 고객님.\n", True),
+        ("(고객) 여보세요, 신고?\n(상담원) 네, 고객님.\n", True),
+        ("고객\t여보세요, 신고하려고요!\n상담원\t네, 고객님.\n", True),
+        ("안녕하세요, 반갑습니다, 저는 김철수입니다\n네, 반갑습니다, 저는 홍길동입니다\n", True),
+        ("오늘 회의는 세 시에, 역 앞\n내일은 네 시에, 집 앞\n", True),
+        ("dialogue,what was said, in short.\n안녕,인사,x\n", False),
         ('번호,대화,요약\n1,"A: 안녕\nB: 응",인사\n2,A: 안녕, 반가워,인사\n', False),  # with a fault
         ('대화,요약\n"A: 안녕\nB: 응",인사\nA: 안녕, 반가워,인사\n', False),
         ("dialogue\n안녕.\n", False),
@@ -116,9 +123,9 @@ def test_bare_dialogue_is_told_from_a_table(content: str, plain: bool, tmp_path:
 
 
 def test_a_table_is_known_by_the_names_that_the_user_gives(tmp_path: Path):
-    path = file_of(tmp_path, "대화\n안녕.\n")
+    path = file_of(tmp_path, "본문\n안녕.\n")
     assert is_plain_text(path, column_names(None))
-    assert not is_plain_text(path, column_names({"dialogue": "대화"}))
+    assert not is_plain_text(path, column_names({"dialogue": "본문"}))
 
 
 def test_the_delimiter_is_what_the_header_has_most_of(tmp_path: Path):

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from alignment.data import Record, load_records
+from alignment.data import load_records
 from alignment.errors import InputError
+from alignment.records import Record
 from reward.candidates import CORRUPTED, Candidate, corruptions, references
 from reward.labels import Label, LabelArguments, label_candidates, read_ratings, show_examples
 

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from alignment.data import Record
 from alignment.errors import InputError
+from alignment.records import Record
 from reward.leaderboard import (
     COSTS,
     MOST_POINTS,

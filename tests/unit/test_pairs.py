@@ -9,9 +9,9 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from alignment.data import Record
 from alignment.errors import InputError
 from alignment.formats import write_rows
+from alignment.records import Record
 from reward.candidates import CORRUPTED
 from reward.labels import Label, LabelArguments
 from reward.pairs import BINS, Pair, as_rows, check_ids, counts, length_bin, make_pairs, summary

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from alignment.data import Record
+from alignment.records import Record
 from reward.labels import Label
 from reward.model import Scale
 from reward.pairs import BINS, Pair

@@ -27,9 +27,10 @@ from transformers import (
 
 from alignment import dialogue, models
 from alignment.arguments import ModelArguments, RewardArguments
-from alignment.data import Record, load_records
+from alignment.data import load_records
 from alignment.errors import InputError
 from alignment.ppo.roles import HEAD
+from alignment.records import Record
 from alignment.run import write_json
 from reward.attribution import Attribution
 from reward.model import RewardModel, Scale, encode_summaries, head_of, load_scorer, make_batch, read

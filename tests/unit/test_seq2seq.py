@@ -9,9 +9,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from alignment import models
 from alignment.arguments import ModelArguments
-from alignment.data import Record
 from alignment.errors import InputError
 from alignment.generation import Decoding, generate
+from alignment.records import Record
 from alignment.seq2seq import (
     TAGS,
     BaselineArguments,

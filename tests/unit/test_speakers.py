@@ -2,7 +2,8 @@
 
 import pytest
 
-from alignment.data import EMBEDDED, Record, load_records
+from alignment.data import EMBEDDED, load_records
+from alignment.records import Record
 from alignment.speakers import Naming, mirror_image, names_in, swap_speakers, turns_of, two_speakers
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from alignment.arguments import DataArguments
-from alignment.data import Record
 from alignment.errors import InputError
+from alignment.records import Record
 from alignment.splits import hold_out, load_all_train, load_train_and_eval
 
 HELLO = "#Person1#: 안녕하세요.\n#Person2#: 네, 반가워요."
@@ -121,6 +121,21 @@ def test_dialogues_that_are_held_out_too_are_left_out_of_training(write, capsys)
         assert "2 dialogues to train on are held out too" in capsys.readouterr().err
     with pytest.raises(InputError, match="every dialogue to train on is held out too"):
         load_train_and_eval(DataArguments(dataset_path=train, eval_dataset_path=train))
+
+
+@pytest.mark.parametrize("own_file", [True, False])
+def test_that_the_first_of_several_references_is_trained_on_is_said_once(write, capsys, own_file):
+    rows = [
+        row(f"a{i}", f"#Person1#: {i}?\n#Person2#: 응.", summary=["답한다.", "말한다."][: 1 + i % 2]) for i in range(6)
+    ]
+    path, held = str(write(rows, "train.jsonl")), str(write([row("b", summary="인사한다.")], "dev.jsonl"))
+    (train, _), _ = load_train_and_eval(DataArguments(dataset_path=path, eval_dataset_path=held if own_file else None))
+    several = sum(len(record.references) > 1 for record in train)
+    telling = f"{several} of {len(train)} dialogues have several references: the first is trained on."
+    assert several
+    assert capsys.readouterr().err.count(telling) == 1
+    load_train_and_eval(DataArguments(dataset_path=str(write(rows[::2], "train.jsonl"))))
+    assert "several references" not in capsys.readouterr().err
 
 
 def test_a_folders_eval_file_is_held_out_and_its_test_file_is_not(write, tmp_path, capsys):
