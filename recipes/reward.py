@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     rated, ratings, human = read_ratings(Path(args.ratings), train + held_out) if args.ratings else ([], {}, [])
     load = cache(partial(Summarizer.load, args.sft_model, model_args, prompt_args))  # for both splits
     decoding = Decoding(batch_size=args.sample_batch_size, seed=args.seed)
-    facts = {"sft_model": weights_of(args.sft_model), "use": asdict(model_args) | asdict(prompt_args)}
+    facts = {"starts_from": weights_of(args.sft_model), "use": asdict(model_args) | asdict(prompt_args)}
     made = {split: candidates.without_model(records[split], given + rated, args.seed) for split in SPLITS}
     for split in SPLITS if args.samples else ():
         how = (args.samples, args.temperatures, decoding, folder / f"{split}.samples.jsonl", facts)
@@ -87,8 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.stage == "pair":
         return
 
-    of_data = {split: pairs.summary(compared[split]) for split in SPLITS} | {"all": data.summary(everything)}
-    facts |= {"starts_from": facts["sft_model"], "data": of_data}
+    facts["data"] = {split: pairs.summary(compared[split]) for split in SPLITS} | {"all": data.summary(everything)}
     settings, resume = run.settings_of(model_args, label_args, args), args.resume_from_checkpoint
     current = run.Run.start("Reward model", output / "model", settings, facts, args.overwrite_output_dir, resume)
     if not current.finished:

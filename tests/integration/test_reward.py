@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipe_runs import start_and_kill
+from recipe_runs import change_weights, start_and_kill
 from test_bad_input import files_in, refused
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -194,7 +194,7 @@ def test_the_manifest_tells_what_made_the_model(finished: Path, sft_model: Path)
     assert told["world_size"] == 1
     assert told["settings"]["samples"] == 2
     assert told["settings"]["min_margin"] == 0.05
-    assert [name for name, _ in told["sft_model"]] == [ADAPTER]
+    assert [*told["starts_from"]] == [ADAPTER]
     assert told["data"]["train"]["pairs"] == len(rows(finished / "data" / "train.pairs.jsonl"))
 
 
@@ -296,14 +296,19 @@ def test_samples_made_otherwise_are_not_taken(changes: dict, telling: str, copie
 
 
 def test_samples_of_another_sft_model_are_not_taken(copied: Path, flags: Flags, sft_model: Path, tmp_path: Path):
-    other = shutil.copytree(sft_model, tmp_path / "other", copy_function=shutil.copy)  # at another time
-    refused(reward.main, flags(sft_model=other), tmp_path, "holds samples made otherwise", "sft_model")
+    other = Path(shutil.copytree(sft_model, tmp_path / "other"))
+    change_weights(other / ADAPTER)
+    refused(reward.main, flags(sft_model=other), tmp_path, "holds samples made otherwise", "starts_from")
 
 
 def test_a_model_grown_from_another_sft_model_is_not_taken(flags: Flags, sft_model: Path, tmp_path: Path):
     how = {"samples": 0, "stage": "train", "max_steps": 1}
     start(flags(**how))
-    other = shutil.copytree(sft_model, tmp_path / "other", copy_function=shutil.copy)  # at another time
+    other = Path(shutil.copytree(sft_model, tmp_path / "other", copy_function=shutil.copyfile))  # at another time
+    before = files_in(tmp_path / "out")
+    start(flags(**how, sft_model=other))  # already done, with the same weights
+    assert files_in(tmp_path / "out") == before
+    change_weights(other / ADAPTER)
     refused(reward.main, flags(**how, sft_model=other), tmp_path, "model: holds a run", "other weights to start from")
 
 

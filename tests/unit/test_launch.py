@@ -29,6 +29,23 @@ def test_mixed_precision_of_the_launcher_is_left_out_and_that_is_told(given, tol
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch uses the GPU")
+@pytest.mark.parametrize(
+    ("named", "launched", "threads"),
+    [(None, False, 6), ("3", False, 3), ("1", False, 1), ("1", True, 6), ("3", True, 3), ("3,1", False, 3)],
+)
+def test_the_user_names_the_threads_or_all_cores_are_used(named, launched, threads, monkeypatch):
+    for variable, value in (("OMP_NUM_THREADS", named), ("ACCELERATE_MIXED_PRECISION", "no" if launched else None)):
+        monkeypatch.delenv(variable, raising=False)
+        if value:
+            monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
+    set_to = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)  # for the real one holds for all tests that follow
+    launch(lambda: None)
+    assert set_to == [threads]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch uses the GPU")
 @pytest.mark.parametrize(("hidden", "told"), [(None, 1), ("", 0)])
 def test_a_gpu_that_torch_cannot_use_is_told_of(hidden, told, tmp_path, monkeypatch, capsys):
     (tmp_path / "nvidia-smi").touch(mode=0o755)
