@@ -9,7 +9,7 @@ from peft import PeftConfig
 from torch import Tensor
 from transformers import BatchEncoding, LogitsProcessor, PreTrainedModel
 
-from alignment import models
+from alignment import models, pretrained
 from alignment.arguments import ModelArguments
 from alignment.errors import InputError
 
@@ -38,9 +38,9 @@ def load_average(
 
     Source: model soups (arXiv 2203.05482), section 3; for LoRA, `LoraModel.add_weighted_adapter` of PEFT.
     """
-    base = models.base_of(folders[0])
+    base = pretrained.base_of(folders[0])
     for folder in folders:
-        if (other := models.base_of(folder)) not in (None, base):
+        if (other := pretrained.base_of(folder)) not in (None, base):
             raise InputError(
                 f"--combine lora_average: {folders[0]} is for {base}, {folder} for {other}, and adapters of different "
                 "bases have no mean. Use --combine mbr, which compares texts."
@@ -50,7 +50,7 @@ def load_average(
         for kind in ("use_dora", "use_rslora", "modules_to_save", "lora_bias", "trainable_token_indices"):
             if getattr(lora, kind, None):
                 raise InputError(f"--combine lora_average: {folder} was trained with {kind}, which does not add up.")
-    tokenizer = models.load_tokenizer(folders[0])
+    tokenizer = pretrained.load_tokenizer(folders[0])
     config.model_name_or_path = str(base)
     model = models.add_adapter(models.load_base(config), folders[0])
     names = ["default", *map(str, range(1, len(folders)))]

@@ -14,7 +14,8 @@ from alignment.ensemble import Member, check_alike, load_average, shares
 from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.journal import Journal
-from alignment.models import as_trained, base_of, load_for_use
+from alignment.models import as_trained, load_for_use
+from alignment.pretrained import base_of
 from alignment.records import Record
 from alignment.run import read_manifest, say
 from alignment.weights import weights_of

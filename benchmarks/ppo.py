@@ -134,13 +134,13 @@ def main() -> None:
         ours(options.ours, options.updates, options.micro_batch)
         return
 
-    from alignment import data, dialogue, models
+    from alignment import data, dialogue, pretrained
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run([str(scratch_python()), "-c", CONVERT, str(folder / "model")], check=True, capture_output=True)
         records, _ = data.load_records(options.dataset_path)
-        tokenizer = models.load_tokenizer(str(folder / "model"))
+        tokenizer = pretrained.load_tokenizer(str(folder / "model"))
         rows = []
         for record in records:
             prompt = dialogue.prompt_for(record, 1, "instruction", tokenizer)

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args()
 
-    from alignment import data, models, run
+    from alignment import data, models, pretrained, run
     from alignment.arguments import ModelArguments, PromptArguments
     from alignment.speakers import turns_of
     from alignment.summarizer import Summarizer
@@ -47,7 +47,7 @@ def main() -> None:
     else:
         folder = Path(options.reward_model)  # the base is asked as it was trained on: in that type and prompt
         model_args = models.as_trained(ModelArguments(), (run.read_manifest(folder) or {}).get("settings", {}))
-        base = str(models.base_of(folder))
+        base = str(pretrained.base_of(folder))
         summarizer = Summarizer.load(base, model_args, PromptArguments(prompt_form=model.form))
         texts = summarizer.summarize(list(dialogues.values()), description="Summarising with the base")
         del summarizer

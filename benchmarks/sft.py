@@ -27,7 +27,7 @@ BATCH, ACCUMULATION = 4, 1
 
 def train(kind, examples, steps, dtype, my_turn, other_turn, results):
     """One contender, in its own process: trains, and hands over the turn after every update."""
-    from alignment import models
+    from alignment import models, pretrained
     from alignment.arguments import ModelArguments, SFTArguments
     from alignment.launch import silence_libraries
     from alignment.progress import peak_memory_gib
@@ -66,7 +66,7 @@ def train(kind, examples, steps, dtype, my_turn, other_turn, results):
         model=models.load_for_training(model_args),
         args=args,
         train_dataset=Dataset.from_list(examples),
-        processing_class=models.load_tokenizer(model_args.model_name_or_path),
+        processing_class=pretrained.load_tokenizer(model_args.model_name_or_path),
         callbacks=[turns],
     )
     trainer.remove_callback(PrinterCallback)
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args()
 
-    from alignment import data, dialogue, models
+    from alignment import data, dialogue, pretrained
 
     import torch  # isort: skip
 
@@ -93,7 +93,7 @@ def main() -> None:
     records, _ = data.load_records(options.dataset_path, need_references=True, max_rows=rows)
     if len(records) < rows:
         parser.error(f"{options.steps} updates need {rows} dialogues, {options.dataset_path} has {len(records)}")
-    tokenizer = models.load_tokenizer("embedded")
+    tokenizer = pretrained.load_tokenizer("embedded")
     fitted, _ = dialogue.fit_records(records, "instruction", tokenizer, 1536)
     examples = [
         dialogue.encode_example(record, dialogue.instructions_for(record, 1)[0], "instruction", tokenizer)

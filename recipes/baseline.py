@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, dialogue, models, outputs, run, splits
+from alignment import data, dialogue, models, outputs, pretrained, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.held_out import HeldOut
@@ -38,17 +38,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.rouge_profile not in PROFILES:
         raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
     name = (model_args.model_name_or_path, model_args.model_revision)
-    models.check_architecture(*name, encoder_decoder=True)
+    pretrained.check_architecture(*name, encoder_decoder=True)
     model_args = whole_weights(model_args)
-    models.check_length(args.max_length, *name)
-    context, model_type = models.context_tokens(*name), models.config_of(*name).model_type
+    pretrained.check_length(args.max_length, *name)
+    context, model_type = pretrained.context_tokens(*name), pretrained.config_of(*name).model_type
     if context and args.max_new_tokens > context:
         raise InputError(f"--max_new_tokens {args.max_new_tokens}: expected at most {context}, the decoder's context.")
     outputs.make_folder(Path(args.output_dir))
 
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
     language = dialogue.language(train[0].dialogue)
-    tokenizer = models.load_tokenizer(*name)
+    tokenizer = pretrained.load_tokenizer(*name)
     tokenizer = set_up_tokenizer(tokenizer, model_type, language, args.special_tokens)
     fit = {"form": dialogue.BARE, "tokenizer": tokenizer, "max_tokens": args.max_length, "reserved_tokens": 0}
     prefixed = [[replace(r, dialogue=args.source_prefix + r.dialogue) for r in split] for split in (train, held_out)]

@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from peft import PeftModel
 
-from alignment import dialogue, models, outputs, run, splits
+from alignment import dialogue, models, outputs, pretrained, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.head import supervised_log_probs
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     classes = (MergeArguments, ModelArguments, DataArguments)
     args, model_args, data_args = parse(classes, argv, passed_over=(SFTArguments, PromptArguments))
     output = Path(args.output_dir)
-    base = models.base_of(args.model)
+    base = pretrained.base_of(args.model)
     models.check_adapter(args.model, base or model_args.model_name_or_path, "--model")
     if any(Path(name).resolve().is_relative_to(output.resolve()) for name in (args.model, str(base))):
         raise InputError(f"--output_dir {output}: has the adapter or its base in it. Choose another folder.")
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     (_, records), _ = splits.load_train_and_eval(data_args)
     manifest = run.read_manifest(args.model) or {"finished": True, "settings": {}}
     form, phase = manifest.get("prompt_form", "instruction"), manifest.get("phase", 1)
-    tokenizer = models.load_tokenizer(args.model)
+    tokenizer = pretrained.load_tokenizer(args.model)
     examples = [
         dialogue.encode_example(record, dialogue.instructions_for(record, phase)[0], form, tokenizer)
         for record in records[:DIALOGUES]

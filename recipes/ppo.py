@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from datasets import Dataset
 
-from alignment import data, dialogue, models, outputs, run, splits
+from alignment import data, dialogue, models, outputs, pretrained, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -51,11 +51,11 @@ def main(argv: list[str] | None = None) -> None:
     model_args = models.as_trained(model_args, sft.get("settings", {}))
     args.max_new_tokens = args.max_new_tokens or sft.get("settings", {}).get("max_new_tokens") or 128
     models.check_trainable(model_args)
-    models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
+    pretrained.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     output = Path(args.output_dir)
     outputs.claim_folder(output)
 
-    tokenizer = models.load_tokenizer(args.sft_model)
+    tokenizer = pretrained.load_tokenizer(args.sft_model)
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
     args.metric_profile = args.metric_profile or usual_profiles(held_out)[0]
     if args.metric_profile not in PROFILES:

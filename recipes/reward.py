@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, dialogue, formats, models, outputs, run, splits
+from alignment import data, dialogue, formats, models, outputs, pretrained, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, RewardArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     form, phase = sft.get("prompt_form", "instruction"), sft.get("phase", 1)
     if prompt_args.prompt_form not in (None, form):
         raise InputError(f"--prompt_form {prompt_args.prompt_form}: {args.sft_model} was trained with {form}.")
-    models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
+    pretrained.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     model_args = models.as_trained(model_args, sft.get("settings", {}))
     output, folder = Path(args.output_dir), Path(args.output_dir) / "data"
     outputs.refuse_existing([] if any(output.glob("model*")) else verdict_files(output), args.overwrite_output_dir)
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         show_examples(labels["train"])
         return
 
-    prompting = {"form": form, "phase": phase, "tokenizer": models.load_tokenizer(args.sft_model)}
+    prompting = {"form": form, "phase": phase, "tokenizer": pretrained.load_tokenizer(args.sft_model)}
     compared = {split: pairs.make_pairs(labels[split], label_args, human) for split in SPLITS}
     for split in SPLITS:
         prompts = {record.id: dialogue.prompt_for(record, **prompting) for record in records[split]}

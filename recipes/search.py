@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import optuna
 from accelerate import PartialState
 
-from alignment import data, dialogue, models, outputs, run, splits
+from alignment import data, dialogue, models, outputs, pretrained, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -54,10 +54,10 @@ def main(argv: list[str] | None = None) -> None:
     prompt_args.max_new_tokens = prompt_args.max_new_tokens or 128
     model_args.load_in_4bit, model_args.load_in_8bit = bool(model_args.load_in_4bit), bool(model_args.load_in_8bit)
     models.check_trainable(model_args)
-    models.check_architecture(model_args.model_name_or_path, model_args.model_revision)
+    pretrained.check_architecture(model_args.model_name_or_path, model_args.model_revision)
 
-    tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-    models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
+    tokenizer = pretrained.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    pretrained.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     with_template = tokenizer.chat_template is not None
     args.prompt_forms = args.prompt_forms or [form for form in dialogue.FORMS if form != "template" or with_template]
     for form in args.prompt_forms:
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         encoded[form] = encode(
             fitted, fitted_held_out, 1, form, tokenizer, args, prompt_args.max_new_tokens,
             score=lambda texts, references: rouge(texts, references, args.rouge_profile).mean,
-            context=models.context_tokens(model_args.model_name_or_path, model_args.model_revision),
+            context=pretrained.context_tokens(model_args.model_name_or_path, model_args.model_revision),
         )  # fmt: skip
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
     run.say(f"{len(study.finished())} of {args.trials} trials are done: {study.path}.")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from alignment import data, dialogue, models, outputs, run, splits
+from alignment import data, dialogue, models, outputs, pretrained, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.launch import launch
@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     outputs.claim_folder(output)
 
-    models.check_architecture(model_args.model_name_or_path, model_args.model_revision)
-    tokenizer = models.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-    models.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
+    pretrained.check_architecture(model_args.model_name_or_path, model_args.model_revision)
+    tokenizer = pretrained.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    pretrained.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
     fit = {"form": prompt_args.prompt_form, "tokenizer": tokenizer, "max_tokens": args.max_length}
     train, shortened = dialogue.fit_records(train, bad_rows=data_args.bad_rows, **fit)
@@ -101,7 +101,7 @@ def train_phase(
     encoded = encode(
         train, held_out, phase, prompt_args.prompt_form, tokenizer, args, prompt_args.max_new_tokens,
         score=lambda texts, references: rouge(texts, references, args.rouge_profile).mean,
-        context=models.context_tokens(model_args.model_name_or_path, model_args.model_revision),
+        context=pretrained.context_tokens(model_args.model_name_or_path, model_args.model_revision),
         show=show,
     )  # fmt: skip
     phase_args = copy.copy(args)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedTokenizerBase
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from alignment import dialogue, models
+from alignment import dialogue, models, pretrained
 from alignment.arguments import ModelArguments
 from alignment.errors import InputError
 from alignment.ppo.roles import RewardRole, RewardStart, Roles, read_head
@@ -237,16 +237,16 @@ class RewardModel:
         """
         parts = _parts(path)
         config = models.as_trained(model_args or ModelArguments(), (read_manifest(path) or {}).get("settings", {}))
-        model = load_scorer(replace(config, model_name_or_path=str(models.base_of(path))), path)
+        model = load_scorer(replace(config, model_name_or_path=str(pretrained.base_of(path))), path)
         load_head(model, path)
-        tokenizer = models.load_tokenizer(str(path))
+        tokenizer = pretrained.load_tokenizer(str(path))
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         return cls(model.to(PartialState().device).eval(), tokenizer, **parts)
 
     @classmethod
     def in_role(cls, roles: Roles, path: str | Path) -> "RewardModel":
         """What recipes/reward.py has left in a folder, where a base that it shares has taken on its role."""
-        tokenizer = models.load_tokenizer(str(path))
+        tokenizer = pretrained.load_tokenizer(str(path))
         return cls(RewardRole(roles, tokenizer.pad_token_id), tokenizer, **_parts(path))
 
     def save(self, path: str | Path) -> None:

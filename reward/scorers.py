@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from alignment import models
+from alignment import pretrained
 from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.ppo.rollout import Scorer
@@ -106,8 +106,8 @@ def check_reward_model(folder: Path, base: str, allow_unfit: bool, separate: boo
             f"--reward_model {folder}: no model/reward.json in it. Expected the output folder of a finished "
             "recipes/reward.py; or leave reward_model out of --scorers."
         )
-    made_for = models.base_of(model)
-    if made_for != models.canonical(base) and not separate:
+    made_for = pretrained.base_of(model)
+    if made_for != pretrained.canonical(base) and not separate:
         raise InputError(
             f"--reward_model {folder}: it is for {made_for}, not for {base}. Train one on {base}, or load both bases: "
             "--separate_reward_model true."

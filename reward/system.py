@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignment import models, outputs, run
+from alignment import models, outputs, pretrained, run
 from alignment.arguments import ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding
@@ -230,23 +230,23 @@ class System:
         trained, disk = 0, 0
         bases: dict[str, int] = {}
         for name in self.models:
-            folder = models.resolve(name)
-            own, base = size_of(folder, self.model_args.model_revision), models.base_of(folder)
+            folder = pretrained.resolve(name)
+            own, base = size_of(folder, self.model_args.model_revision), pretrained.base_of(folder)
             disk += own["bytes"]
             if base is not None:
-                bases[base] = size_of(models.resolve(base))["numbers"]
+                bases[base] = size_of(pretrained.resolve(base))["numbers"]
             else:
-                bases[models.canonical(name)] = own["numbers"]
+                bases[pretrained.canonical(name)] = own["numbers"]
             whole = run.read_manifest(folder) or {"merged_from": ""}  # a baseline has a manifest, a merged model too
             trained += own["numbers"] if base is not None or "merged_from" not in whole else 0
             bases[f"adapter {name}"] = own["numbers"] if base is not None else 0
         if self.how.reward_model:  # an adapter and a head
             judge = Path(self.how.reward_model) / "model"
-            own, base = size_of(judge), models.base_of(judge)
+            own, base = size_of(judge), pretrained.base_of(judge)
             trained, disk = trained + own["numbers"], disk + own["bytes"]
             bases["reward"] = own["numbers"]
             if base is not None:
-                bases[base] = size_of(models.resolve(base))["numbers"]
+                bases[base] = size_of(pretrained.resolve(base))["numbers"]
         return {"parameters": sum(bases.values()), "trained_parameters": trained, "disk_bytes": disk}
 
     def describe(self) -> dict[str, Any]:

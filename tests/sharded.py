@@ -13,7 +13,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from alignment.arguments import ModelArguments
 from alignment.generation import Decoding, generate
 from alignment.head import loss_in_head
-from alignment.models import load_for_training, load_tokenizer
+from alignment.models import load_for_training
+from alignment.pretrained import load_tokenizer
 
 state = PartialState(cpu=True)
 assert state.num_processes == 2

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 
-from alignment import models
+from alignment import pretrained
 from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.ppo import math as ppo
@@ -79,7 +79,7 @@ class PPOTrainer(AdapterCheckpoints):
     ) -> None:
         args = copy(args)
         roles = model if isinstance(model, Roles) else Roles(model)
-        tokenizer = processing_class or models.load_tokenizer(roles.name_or_path)
+        tokenizer = processing_class or pretrained.load_tokenizer(roles.name_or_path)
         self.scorers = scorer if isinstance(scorer, dict) else {"score": scorer}
         self.scorer_weights = dict.fromkeys(self.scorers, 1.0) | (scorer_weights or {})
         if unknown := self.scorer_weights.keys() - self.scorers:

@@ -24,7 +24,7 @@ from alignment.data import load_records
 from alignment.dialogue import INSTRUCTIONS, encode_prompt, prompt_for
 from alignment.errors import InputError
 from alignment.launch import launch
-from alignment.models import load_tokenizer
+from alignment.pretrained import load_tokenizer
 from alignment.sft import DialogueSFTTrainer, encode
 from recipes import sft
 

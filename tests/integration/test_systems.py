@@ -13,7 +13,7 @@ import torch
 from recipe_runs import change_weights
 from safetensors.torch import save_file
 
-from alignment import data, models, summarizer
+from alignment import data, pretrained, summarizer
 from alignment.arguments import ModelArguments, PromptArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding
@@ -55,7 +55,7 @@ def reward_model(tmp_path_factory, trained, tiny_model) -> Path:
     torch.nn.init.normal_(head_of(scorer).weight)
     scorer.save_pretrained(folder / "model")
     save_file({"weight": head_of(scorer).weight.detach()}, folder / "model" / HEAD)
-    tokenizer = models.load_tokenizer(str(trained[1]))
+    tokenizer = pretrained.load_tokenizer(str(trained[1]))
     tokenizer.save_pretrained(folder / "model")
     model = RewardModel(scorer.eval(), tokenizer, form="instruction", phase=2)
     model.save(folder / "model")
@@ -546,7 +546,7 @@ def test_one_candidate_is_nothing_to_choose_from(score, trained):
 
 def test_models_with_other_tokens_cannot_be_averaged(score, trained, tiny_model, tmp_path):
     other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
-    tokenizer = models.load_tokenizer(str(other))
+    tokenizer = pretrained.load_tokenizer(str(other))
     tokenizer.add_tokens(["새말"])
     tokenizer.save_pretrained(other)
     with pytest.raises(InputError, match=r"phase1 and .*other have different tokenizers.*Use --combine mbr"):

@@ -22,11 +22,11 @@ from vllm_server import Server
 
 from alignment.data import load_records
 from alignment.errors import InputError
-from alignment.models import load_tokenizer
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
 from alignment.ppo.roles import POLICY
 from alignment.ppo.rollout import sample
 from alignment.ppo.vllm import VLLM
+from alignment.pretrained import load_tokenizer
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
 GREEDY = 0.01  # the lowest temperature that vLLM knows

@@ -1,6 +1,7 @@
 """Loading in every type, LoRA on every architecture, and QLoRA that really trains, all on tiny random models."""
 
 import json
+import shutil
 from pathlib import Path
 
 import bitsandbytes
@@ -19,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from alignment import embedded, models
+from alignment import embedded, models, pretrained
 from alignment.arguments import ModelArguments
 from alignment.errors import InputError
 from alignment.weights import native_dtype
@@ -52,7 +53,7 @@ def test_a_tokenizer_is_what_its_file_says_whatever_the_type_of_the_model(model_
     written.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 200}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
-    tokenizer = models.load_tokenizer(str(tmp_path))
+    tokenizer = pretrained.load_tokenizer(str(tmp_path))
     assert tokenizer(text).input_ids == written.encode(text).ids != []
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", "</s>")
@@ -252,6 +253,38 @@ def test_gradient_checkpointing_on_4_bit_weights_changes_neither_losses_nor_summ
     assert logs[True] == pytest.approx(logs[False], rel=1e-5)
 
 
+@pytest.fixture
+def copy_of_tiny(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def test_pickled_weights_are_not_loaded(copy_of_tiny: Path):
+    weights = load_file(copy_of_tiny / "model.safetensors")
+    torch.save(weights, copy_of_tiny / "pytorch_model.bin")
+    (copy_of_tiny / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model has no weights as safetensors. Pickled ones \(.bin\) are not loaded"):
+        models.load_base(ModelArguments(model_name_or_path=str(copy_of_tiny)))
+
+
+def test_a_pickled_adapter_is_not_loaded(copy_of_tiny: Path, sft_flags, tmp_path: Path):
+    sft.main(sft_flags(phases="1", model_name_or_path=copy_of_tiny, max_steps=1))
+    adapter = tmp_path / "out" / "phase1"
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"phase1: no adapter_model.safetensors in it, and pickled adapters are not"):
+        models.load_for_use(str(adapter), ModelArguments())
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "adapter_config.json"])
+def test_a_file_that_was_cut_is_told_without_a_traceback(file: str, copy_of_tiny: Path):
+    if file == "adapter_config.json":
+        (copy_of_tiny / file).write_text('{"base_model_na', "utf-8")
+    else:
+        (copy_of_tiny / file).write_bytes((copy_of_tiny / file).read_bytes()[:2000])
+    with pytest.raises(InputError, match="model"):
+        models.load_for_use(str(copy_of_tiny), ModelArguments())
+
+
 def test_phase_2_of_full_fine_tuning_starts_from_the_weights_of_phase_1(sft_flags, tiny_model, tmp_path):
     sft.main(sft_flags(use_peft=False, num_train_epochs=1, learning_rate=1e-3, **QUIET))
     phase1 = tmp_path / "out" / "phase1"
@@ -275,16 +308,16 @@ def test_phase_2_starts_from_the_adapter_of_phase_1(tiny_model, adapter):
 
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none: no such folder\. Expected a folder or a Hub name `owner/name`"):
-        models.resolve(str(tmp_path / "none"))
+        pretrained.resolve(str(tmp_path / "none"))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json or adapter_config\.json in it\. Expected a model folder"):
-        models.resolve(str(tmp_path))
+        pretrained.resolve(str(tmp_path))
 
 
 def test_a_hub_name_is_left_as_it_is():
-    assert models.resolve("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    assert pretrained.resolve("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
 
 
 def test_an_adapter_is_found_with_its_base_from_wherever_it_is_used(tmp_path, monkeypatch):
@@ -295,7 +328,7 @@ def test_an_adapter_is_found_with_its_base_from_wherever_it_is_used(tmp_path, mo
     models.check_adapter("adapter", "models/base")
     monkeypatch.chdir(tmp_path / "adapter")
     models.check_adapter(".", "../models/base")
-    assert models.load_base(arguments(models.base_of("."))).num_parameters() > 1000
+    assert models.load_base(arguments(pretrained.base_of("."))).num_parameters() > 1000
 
 
 def test_a_damaged_model_folder_is_refused_with_its_name(tmp_path):
@@ -343,19 +376,19 @@ def test_an_adapter_as_the_base_of_fine_tuning_is_told_before_anything_else(adap
 def test_an_adapter_that_names_no_base_is_told(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
     with pytest.raises(InputError, match=r"adapter_config.json: base_model_name_or_path is empty\. Write"):
-        models.base_of(tmp_path)
+        pretrained.base_of(tmp_path)
 
 
 def test_an_adapter_without_a_tokenizer_takes_that_of_its_base(adapter, tiny_model):
     assert not list(adapter.glob("tokenizer*"))
-    texts = models.load_tokenizer(str(adapter)), models.load_tokenizer(str(tiny_model))
+    texts = pretrained.load_tokenizer(str(adapter)), pretrained.load_tokenizer(str(tiny_model))
     assert texts[0].get_vocab() == texts[1].get_vocab()
 
 
 def test_a_base_that_is_stored_quantised_keeps_its_adapter_apart(tiny_model, tmp_path):
     base = models.load_base(arguments(tiny_model, load_in_4bit=True))
     base.save_pretrained(tmp_path / "base")
-    models.load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "base")
+    pretrained.load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "base")
     made = models.load_for_training(arguments(tmp_path / "base"))
     made.save_pretrained(tmp_path / "adapter")
     model, _ = models.load_for_use(str(tmp_path / "adapter"), arguments(tmp_path / "base"))
@@ -373,7 +406,7 @@ def test_a_whole_model_in_place_of_an_adapter_is_refused(tiny_model):
 def test_an_adapter_on_the_embedded_model_is_portable(tmp_path):
     elsewhere = f"/home/someone/cache/{embedded.FOLDER}"
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": elsewhere}))
-    assert models.base_of(tmp_path) == embedded.NAME
+    assert pretrained.base_of(tmp_path) == embedded.NAME
 
 
 # --- tokenizers
@@ -395,7 +428,7 @@ def save_gptj_like(folder: Path, **tokens: int) -> Path:
 def test_a_tokenizer_without_an_end_token_takes_that_of_the_config(tmp_path, tokenizer_class):
     save_gptj_like(tmp_path, eos_token_id=1)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer_class}))
-    tokenizer = models.load_tokenizer(str(tmp_path))
+    tokenizer = pretrained.load_tokenizer(str(tmp_path))
     assert (tokenizer.eos_token, tokenizer.pad_token_id, tokenizer.padding_side) == ("[EOS]", 1, "left")
 
 
@@ -403,4 +436,4 @@ def test_a_model_without_any_end_token_is_refused(tmp_path):
     save_gptj_like(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     with pytest.raises(InputError, match="has no end token"):
-        models.load_tokenizer(str(tmp_path))
+        pretrained.load_tokenizer(str(tmp_path))

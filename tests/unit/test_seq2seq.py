@@ -7,7 +7,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from alignment import models
+from alignment import pretrained
 from alignment.arguments import ModelArguments
 from alignment.errors import InputError
 from alignment.generation import Decoding, generate
@@ -34,7 +34,7 @@ def tokenizer_of(tiny_seq2seq):
     """The tokenizer of a kind, set up."""
 
     def load(kind, language="ko", tags=False):
-        return set_up_tokenizer(models.load_tokenizer(str(tiny_seq2seq(kind))), kind, language, tags)
+        return set_up_tokenizer(pretrained.load_tokenizer(str(tiny_seq2seq(kind))), kind, language, tags)
 
     return load
 
@@ -66,14 +66,14 @@ def test_kobart_is_not_read_as_bytes_because_its_type_is_bart(tiny_seq2seq):
     text = "내일 역에서 보자"
     guessed = AutoTokenizer.from_pretrained(tiny_seq2seq("bart"))
     assert guessed.decode(guessed(text).input_ids, skip_special_tokens=True) != text  # what is mended here
-    assert models.load_tokenizer(str(tiny_seq2seq("bart"))).tokenize(text)[0].startswith("▁")
+    assert pretrained.load_tokenizer(str(tiny_seq2seq("bart"))).tokenize(text)[0].startswith("▁")
 
 
 def test_missing_end_and_pad_tokens_come_from_the_config(tiny_seq2seq, tmp_path):
     for file in tiny_seq2seq("bart").iterdir():
         if file.name != "special_tokens_map.json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    tokenizer = models.load_tokenizer(str(tmp_path))
+    tokenizer = pretrained.load_tokenizer(str(tmp_path))
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "<pad>")
 
 
@@ -94,7 +94,7 @@ def test_tags_are_the_same_after_saving_whoever_loads_them(kind, tokenizer_of, m
     model_of(kind, tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     ids = tokenizer(TAGGED).input_ids
-    for loaded in (models.load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)):
+    for loaded in (pretrained.load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)):
         assert loaded(TAGGED).input_ids == ids
         assert loaded.decode(ids, skip_special_tokens=True) == TAGGED
 
@@ -187,7 +187,7 @@ def test_mbart_reads_and_writes_with_the_code_of_the_language(language, code, to
     assert model.prepare_decoder_input_ids_from_labels(labels=labels)[0, :2].tolist() == [end, code_id]
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path), models.load_tokenizer(str(tmp_path))
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path), pretrained.load_tokenizer(str(tmp_path))
     assert tokenizer(RECORD.dialogue).input_ids == example["input_ids"]
     written = model.generate(torch.tensor([example["input_ids"]]), max_new_tokens=6, num_beams=1)[0].tolist()
     assert written[:2] == [end, code_id]  # the decoder's start, and the first token
@@ -279,16 +279,16 @@ def test_settings_without_sense_are_refused(settings, telling):
 
 
 def test_each_recipe_names_the_other_for_the_other_kind_of_model(tiny_seq2seq, tiny_model):
-    models.check_architecture(str(tiny_model))
-    models.check_architecture(str(tiny_seq2seq("t5")), encoder_decoder=True)
+    pretrained.check_architecture(str(tiny_model))
+    pretrained.check_architecture(str(tiny_seq2seq("t5")), encoder_decoder=True)
     with pytest.raises(InputError, match=r"an encoder-decoder, where a decoder alone is expected.*baseline\.py"):
-        models.check_architecture(str(tiny_seq2seq("t5")))
+        pretrained.check_architecture(str(tiny_seq2seq("t5")))
     with pytest.raises(InputError, match=r"a decoder alone, where an encoder-decoder is expected.*sft\.py"):
-        models.check_architecture(str(tiny_model), encoder_decoder=True)
+        pretrained.check_architecture(str(tiny_model), encoder_decoder=True)
 
 
 def test_weights_that_cannot_be_fetched_are_told_with_how_to_bring_them(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     telling = r"gogamza/kobart-base-v2 cannot be loaded.*hf download gogamza/kobart-base-v2 --local-dir FOLDER.*folder"
     with pytest.raises(InputError, match=telling):
-        models.config_of("gogamza/kobart-base-v2")
+        pretrained.config_of("gogamza/kobart-base-v2")
