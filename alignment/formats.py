@@ -80,7 +80,8 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
     if len(header) > 1 and re.search("[:：]", header[0]):  # such as `A: your name, id, and phone?`
         return True
     named = not columns.isdisjoint(name.strip(' "') for name in header)
-    if not named and any(_SENTENCE.fullmatch(name) for name in header):
+    heading = named and len(header) == 1 and bool(_TURN.match(rest.lstrip()))  # above the turns of one dialogue
+    if heading or (not named and all(_SENTENCE.fullmatch(name) for name in header)):
         return True
     sentence = not rest and re.search(r", |[.!?…]$", first_line)
     if named or "," not in first_line or sentence or _CHAT.match(first_line):
@@ -88,7 +89,8 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
     with contextlib.suppress(InputError):
         _csv_rows(path, text)
         return False
-    return all(_TURN.match(line) for line in rest.splitlines() if line.strip())  # else it is a table with a fault
+    turns = all(_TURN.match(line) for line in rest.splitlines() if line.strip())
+    return turns or any(_SENTENCE.fullmatch(name) for name in header)  # else it is a table with a fault
 
 
 def partial_of(path: Path) -> Path:
@@ -154,11 +156,11 @@ def _rows_in(value: Any, alone: bool) -> list[Any]:
     """The rows of one JSON value: a list's, AI-Hub's data, the documents of a NIKL corpus, or itself.
 
     Args:
-        alone: It is the whole file, whose data may be none; elsewhere an empty list is more likely a row's own field.
+        alone: It is the whole file, whose data may be none and of any kind; elsewhere a list may be a row's own field.
     """
     if isinstance(value, list):
         return value
-    for name, part in (("data", None), ("document", "utterance")):
+    for name, part in (("data", None if alone else "body"), ("document", "utterance")):
         rows = value.get(name) if isinstance(value, dict) else None
         if not isinstance(rows, list) or not (rows or alone):
             continue

@@ -116,10 +116,13 @@ def _use_all_cores() -> None:
     if torch.accelerator.is_available():
         return
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    named = int(os.environ.get("OMP_NUM_THREADS", "0").partition(",")[0])
+    digits = re.match(r"\d*", os.environ.get("OMP_NUM_THREADS", ""))
+    named = int(digits.group() or 0) if digits else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(named if named > launched else shared)  # the launcher itself names 1
+    if launched:  # the launcher names 1 by itself, or with use_cpu all cores of a machine that we may not have
+        named = min(named, shared) if named > 1 else 0
+    torch.set_num_threads(named or shared)
 
 
 def _leave_types_to_us() -> None:

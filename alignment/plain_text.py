@@ -8,7 +8,8 @@ from alignment.formats import read_text
 from alignment.records import clean
 from alignment.turns import KAKAOTALK, check_turns
 
-_RULE = re.compile(r"^ *[-=*_]{3,}$", re.MULTILINE)
+_RULE = re.compile(r"^ *([-=*_] ?){3,}$", re.MULTILINE)
+_NOTE = re.compile(r"[(\[<][^\n]{0,40}[)\]>]")  # (끝) and the like, alone between blank lines
 _TURN = re.compile(r"(#\w+#|[^:：\n]{1,40})((?<!\d)[:：]|[:：](?!\d)).*")  # 화자1: is a speaker, and 3:30 a time
 _SUBTITLE = re.compile(r"^(\d+:)?\d+:\d\d[.,]\d{3} --> ", re.MULTILINE)
 _SPOKEN = re.compile(r"[^:：\n]{1,40} [\[(]?(\d+:)?\d+:\d\d[\])]?")  # 참석자 1 00:00, above what was said
@@ -21,7 +22,8 @@ def dialogues_in(path: Path) -> list[str]:
         InputError: There is none; or blank lines, headings, or dates and times stand where turns should.
     """
     text = clean("dialogue", read_text(path))
-    blocks = [block.strip() for block in re.split(r"\n{2,}", _RULE.sub("", text)) if block.strip()]
+    blocks = [block.strip() for block in re.split(r"\n{2,}", _RULE.sub("", text))]
+    blocks = [block for block in blocks if block and not _NOTE.fullmatch(block)]
     if not blocks:
         raise InputError(f"{path}: the file is empty")
     cure = "Write its turns as `이름: 말`, one a line, with a blank line between dialogues."

@@ -99,7 +99,7 @@ def _is_written_out(text: str) -> bool:
         return True
     if text[:1] + text[-1:] in ("[]", "{}"):
         for read in (json.loads, ast.literal_eval):
-            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 return isinstance(read(text), list | dict)
     return False
 

@@ -33,8 +33,7 @@ FREE_SETTINGS = {
     "logging_dir", "disable_tqdm", "log_level", "push_to_hub", "hub_token", "hub_model_id", "trackio_space_id",
     "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory", "per_device_eval_batch_size", "stage",
     "activation_checkpointing", "generation_batch_size", "vllm_url", "eval_accumulation_steps", "local_rank",
-    "torch_empty_cache_steps", "gradient_checkpointing", "min_accuracy", "sample_batch_size", "sft_model",
-    "reward_model",  # whose weights are compared
+    "torch_empty_cache_steps", "gradient_checkpointing", "min_accuracy", "sample_batch_size",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ _PARTICLES = {
 _AFTER_VOWEL = {vowel: consonant for consonant, vowel in _PARTICLES.items()}
 # The final consonant of what ends so: 영, 일, 삼, 육, 칠, 팔; of names, Daniel is 다니엘 and Tom 톰, but Smith 스미스.
 _FINAL_OF_DIGIT = dict(zip("013678", "ㅇㄹㅁㄱㄹㄹ", strict=True))
-_FINAL_OF_LETTER = dict(zip("lmn", "ㄹㅁㄴ", strict=True))
+_FINAL_OF_LETTER = dict(zip("lmn", "ㄹㅁㄴ", strict=True)) | dict.fromkeys("adefhijorsuvwxyz", "")
 # A lone 이 or 가 must not go on: #Person1#이다 is a copula, and right after any tag.
 _AFTER_TAG = "|".join(
     rf"{particle}(?![가-힣])" if particle in "이가" else particle
@@ -45,10 +45,10 @@ def fitting_particle(tag: str, particle: str) -> str:
         final = " ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"[(ord(last) - ord("가")) % 28].strip()
     elif last.isdigit():
         final = _FINAL_OF_DIGIT.get(last, "")
-    elif tag.startswith("#"):  # read in one language or the other
+    elif tag.startswith("#") or last.lower() not in _FINAL_OF_LETTER:  # Jack ends in a consonant, and Mark (마크) not
         return particle
     else:
-        final = "ㄹ" if tag in ("R", "r") else _FINAL_OF_LETTER.get(last.lower(), "")
+        final = "ㄹ" if tag in ("R", "r") else _FINAL_OF_LETTER[last.lower()]
     if particle in ("으로", "로"):  # after ㄹ it is 로 as after a vowel
         return "로" if final in ("", "ㄹ") else "으로"
     return _AFTER_VOWEL.get(particle, particle) if final else _PARTICLES.get(particle, particle)
@@ -72,28 +72,29 @@ class Naming:
     def of(cls, dialogue: str) -> "Naming":
         """The names before the turns, in order; none where turns begin with tags, or one alone speaks."""
         found = [] if _TURN.search(dialogue) else list(dict.fromkeys(_names(dialogue)))
-        # `A` is an article in English, and a time such as [00:12] is no name.
-        shortest = 1 if language(dialogue) == "ko" else 2
-        names = tuple(name for name in found if len(name) >= shortest and any(map(str.isalpha, name)))
+        names = tuple(name for name in found if _is_name(name, dialogue))
         return cls(names if len(names) > 1 else ())
 
     def tag(self, text: str) -> str:
         """The text with #Speaker1# and so on for each name, and its particles as they are."""
         if not self.names:
             return text
-        return _pattern_of(self.names).sub(lambda match: f"#Speaker{self.names.index(match.group()) + 1}#", text)
+        tags = {name: f"#Speaker{number}#" for number, name in enumerate(self.names, 1)}
+        return _pattern_of(self.names).sub(lambda match: tags[match.group(1)] + (match.group(2) or ""), text)
 
-    def untag(self, text: str) -> str:
-        """The text with the names again, and particles that fit them."""
+    def swap(self, text: str, one: str, other: str) -> str:
+        """The text, with names, of two speakers exchanged, who are given by their tags."""
+        if not self.names:
+            return swap_speakers(text, one, other)
+        first, second = (self.names[int(tag.strip("#").removeprefix("Speaker")) - 1] for tag in (one, other))
 
-        def name(match: re.Match[str]) -> str:
-            tag, particle = match.group(1), match.group(2) or ""
-            number = tag.removeprefix("#Speaker").removesuffix("#")
-            if not number.isdigit() or not 0 < int(number) <= len(self.names):
+        def exchanged(match: re.Match[str]) -> str:
+            if match.group(1) not in (first, second):
                 return match.group()
-            return self.names[int(number) - 1] + fitting_particle(self.names[int(number) - 1], particle)
+            name = second if match.group(1) == first else first
+            return name + fitting_particle(name, match.group(2) or "")
 
-        return _TAG_AND_PARTICLE.sub(name, text) if self.names else text
+        return _pattern_of(self.names).sub(exchanged, text)
 
     def tag_record(self, record: Record) -> Record:
         """The record with tags for names in its dialogue and references."""
@@ -101,14 +102,27 @@ class Naming:
         return replace(record, dialogue=self.tag(record.dialogue), references=references) if self.names else record
 
 
+def _is_name(name: str, dialogue: str) -> bool:
+    """Whether a name is told from words: not 수 or 나, no article or will and may of English, and no time or number."""
+    if language(dialogue) == "ko":
+        return bool(re.search("[가-힣]{2}|[A-Za-z]", name))
+    is_word = re.search(rf"\b{re.escape(name.lower())}\b", dialogue)
+    return len(name) > 1 and bool(re.search(r"[^\W\d_]", name)) and not is_word
+
+
 @functools.lru_cache(maxsize=1024)
 def _pattern_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches a name (first group), and the particle after it if there is one (second)."""
     longest_first = sorted(names, key=len, reverse=True)
-    ends = {name: _NAME_ENDS if re.search("[가-힣]$", name) else "(?![A-Za-z0-9_])" for name in names}
-    return re.compile(r"(?<![\w#])(?:" + "|".join(re.escape(name) + ends[name] for name in longest_first) + ")")
+    is_short = {name: len(name) == 1 or bool(re.search("[가-힣]$", name)) for name in names}  # A형 and A/S are words
+    ends = {name: _NAME_ENDS if is_short[name] else "(?![A-Za-z0-9_])" for name in names}
+    either = "|".join(re.escape(name) + ends[name] for name in longest_first)
+    return re.compile(rf"(?<![\w#/])({either})(?!/)({_AFTER_TAG})?")
 
 
-_TURN = re.compile(rf"^[^\S\n]*({MASK.pattern})[^\S\n]*[:：]", re.ASCII | re.MULTILINE)
+# [00:12], where transcripts have it in front of a turn.
+_TIME = r"(?:[\[(]?\d{1,2}:\d\d(?::\d\d)?(?:[\])][^\S\n]*|[^\S\n]+))?"
+_TURN = re.compile(rf"^[^\S\n]*{_TIME}({MASK.pattern})[^\S\n]*[:：]", re.ASCII | re.MULTILINE)
 
 
 def turns_of(dialogue: str) -> dict[str, list[str]]:
@@ -121,12 +135,12 @@ def turns_of(dialogue: str) -> dict[str, list[str]]:
 
 
 def names_in(dialogue: str) -> set[str]:
-    """Who speaks in a dialogue: what stands before a colon at the beginning of a line, tag or name."""
+    """Who speaks in a dialogue: tags or names before a colon, at the beginning of a line or after a time there."""
     return set(_names(dialogue))
 
 
 def _names(dialogue: str) -> list[str]:
-    return [line.group(1).strip() for line in re.finditer(r"^([^:：\n]+)[:：](?!//)", dialogue, re.MULTILINE)]
+    return [line.group(1).strip() for line in re.finditer(rf"^{_TIME}([^:：\n]+)[:：](?!//)", dialogue, re.MULTILINE)]
 
 
 def two_speakers(record: Record) -> list[str]:
@@ -143,5 +157,5 @@ def mirror_image(record: Record) -> Record | None:
     tags = two_speakers(tagged)
     if len(tags) < 2:
         return None
-    exchanged = [naming.untag(swap_speakers(text, *tags)) for text in (tagged.dialogue, *tagged.references)]
+    exchanged = [naming.swap(text, *tags) for text in (record.dialogue, *record.references)]
     return replace(record, dialogue=exchanged[0], references=tuple(exchanged[1:]))

@@ -8,8 +8,12 @@ from alignment.errors import InputError
 _NAME = re.compile(r"(?:^|(?<=[\s/|>;.!?]))([^\s\d:：/|>;.!?][^\s:：/|>;.!?]{0,14})[:：](?!\d|//)")
 _NO_BREAK = re.compile(r"\\n|(<|&lt;)br ?/?(>|&gt;)|#\w+#\s*[:：].*#\w+#\s*[:：]", re.IGNORECASE)
 KAKAOTALK = re.compile(r".*카카오톡 대화\n저장한 날짜|KakaoTalk Chats? with ")
-# [name] [time] text, or date and time, name : text.
-_MESSAGE = re.compile(r"\[[^\]]{1,40}\] \[[^\]]*\d:\d\d[^\]]*\]|[^:]{4,30}\d:\d\d(:\d\d)?( [AP]M)?, [^:]{1,40} : ")
+# [name] [time] text; date time, name : text; [date, time] name: text; date, time - name: text; time, tab, name.
+_MESSAGE = re.compile(
+    r"\[[^\]]{1,40}\] \[[^\]]*\d:\d\d[^\]]*\]|[^:]{4,30}\d:\d\d(:\d\d)?( [AP]M)?, [^:]{1,40} : "
+    r"|\[?\d{1,4}[./-] ?\d{1,2}[./-] ?\d{1,4}[^:]{0,12}\d:\d\d[^:\n]*(:\d\d[^:\n]*)?(\]| -) [^:]{1,40}: "
+    r"|\d{1,2}:\d\d\t[^\t]{1,40}\t"
+)
 
 
 def check_turns(source: str, dialogues: list[str]) -> None:
@@ -37,7 +41,7 @@ def _is_unbroken(dialogue: str) -> bool:
         return False
     names = [match.group(1) for match in _NAME.finditer(dialogue)]
     begins = bool(re.match(r"\S+[:：]", dialogue))  # Mr.Kim: or <b>A: too
-    several = begins and len(names) > len(set(names)) > 1  # who speaks again speaks in a dialogue
+    several = begins and len(set(names)) > 1 and names[0] in names[1:]  # who speaks again speaks in a dialogue
     return several or bool(_NO_BREAK.search(dialogue))
 
 

@@ -26,19 +26,21 @@ def size_of(folder: str | Path, revision: str = "main") -> dict[str, int]:
 
 
 def weights_of(folder: str | Path) -> dict[str, str]:
-    """A digest of each file of weights in a folder, by name: whether they are still the same ones, here or copied.
+    """A digest of each file that decides what a model in a folder says, by name: the same here and where it is copied.
 
-    SHA-256 of the size and of what stands in up to 64 places (a MiB each, so that of an adapter it is the whole file).
+    Of weights and of JSON (configuration, tokenizer, a reward model's scale), but for the manifest: SHA-256 of the size
+    and of what stands in up to 65 places, a MiB each, the last of them the end.
     """
-    return {file.name: _digest(file) for file in sorted(Path(folder).glob("*.safetensors"))}
+    files = [file for kind in ("*.safetensors", "*.json") for file in Path(folder).glob(kind)]
+    return {file.name: _digest(file) for file in sorted(files) if file.name != "manifest.json"}
 
 
 def _digest(file: Path) -> str:
     size = file.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as content:
-        for place in range(0, size, max(MIB, size // 64)):
-            content.seek(place)
+        for place in [*range(0, size, max(MIB, size // 64)), size - MIB]:
+            content.seek(max(0, place))
             digest.update(content.read(MIB))
     return digest.hexdigest()
 

@@ -14,7 +14,7 @@ from alignment.errors import InputError
 from alignment.formats import file_rows, write_rows
 from alignment.generation import Decoding
 from alignment.records import Record, clean, identity
-from alignment.speakers import MASK, Naming, mirror_image, names_in, swap_speakers, two_speakers
+from alignment.speakers import MASK, Naming, mirror_image, names_in, two_speakers
 from alignment.submission import one_line
 from alignment.summarizer import Summarizer
 from reward.numerals import numbers
@@ -36,9 +36,10 @@ class Candidate:
 def swapped_speakers(record: Record, reference: str, rng: random.Random) -> str | None:
     """The reference with two speakers exchanged, or None where that says the same, or there are no two."""
     naming = Naming.of(record.dialogue)
-    tags, tagged = two_speakers(naming.tag_record(record)), naming.tag(reference)
-    swapped = swap_speakers(tagged, *tags) if len(tags) == 2 else tagged
-    return naming.untag(swapped) if swapped != tagged and role_agreement(swapped, tagged, tags) < 0.5 else None
+    tags = two_speakers(naming.tag_record(record))
+    swapped = naming.swap(reference, *tags) if len(tags) == 2 else reference
+    same = swapped == reference or role_agreement(naming.tag(swapped), naming.tag(reference), tags) >= 0.5
+    return None if same else swapped
 
 
 def changed_number(record: Record, reference: str, rng: random.Random) -> str | None:

@@ -234,7 +234,8 @@ class System:
             own, base = size_of(folder, self.model_args.model_revision), pretrained.base_of(folder)
             disk += own["bytes"]
             if base is not None:
-                bases[base] = size_of(pretrained.resolve(base))["numbers"]
+                trained_on = (run.read_manifest(folder) or {"settings": {}})["settings"].get("model_revision", "main")
+                bases[base] = size_of(pretrained.resolve(base), trained_on)["numbers"]
             else:
                 bases[pretrained.canonical(name)] = own["numbers"]
             whole = run.read_manifest(folder) or {"merged_from": ""}  # a baseline has a manifest, a merged model too

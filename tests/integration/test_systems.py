@@ -129,7 +129,9 @@ def test_mbr_takes_the_consensus_of_summaries_and_samples_of_all_models(score, t
 def test_best_of_n_takes_what_the_reward_model_likes_best(score, trained, dialogues, reward_model):
     folder = score(combine="best_of_n", reward_model=reward_model, **SAMPLES)
     described = json.loads((folder / "results.json").read_text("utf-8"))[0]["system"]["weights_of"]
-    assert [*described[str(Path(reward_model) / "model")]] == ["adapter_model.safetensors", "head.safetensors"]
+    assert {"adapter_model.safetensors", "head.safetensors", "reward.json"} <= {
+        *described[str(Path(reward_model) / "model")]
+    }
     texts = dialogues_in(dialogues)
     scorer = RewardModel.load(str(reward_model / "model"))
     for chosen, dialogue, own in zip(

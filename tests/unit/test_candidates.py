@@ -65,8 +65,8 @@ def test_without_speakers_nothing_is_swapped():
 
 
 def test_speakers_that_have_names_change_places_too():
-    of_names = record("톰은 간다.", "톰: 갈게.\n메리: 그래.")
-    assert swapped_speakers(of_names, "톰은 간다.", random.Random(0)) == "메리는 간다."
+    of_names = record("존슨은 간다.", "존슨: 갈게.\n메리: 그래.")
+    assert swapped_speakers(of_names, "존슨은 간다.", random.Random(0)) == "메리는 간다."
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -220,6 +220,13 @@ def test_a_list_of_another_kind_named_document_is_a_field(write):
     assert load_records(path, columns={"dialogue": "document"})[0] == [Record("1", "A: x", ())]
 
 
+def test_turns_named_data_are_a_rows_own_in_json_lines(write):
+    turns = [{"speaker": "A", "text": "x"}, {"speaker": "B", "text": "y"}]
+    path = write("\n".join(json.dumps({"id": name, "data": turns}) for name in "ab"))
+    expected = [Record(name, "A: x\nB: y", ()) for name in "ab"]
+    assert load_records(path, columns={"dialogue": "data"})[0] == expected
+
+
 def test_korean_names_of_columns_and_keys(write):
     turns = [{"화자": "고객", "발화": "네."}]
     rows = [

@@ -108,7 +108,11 @@ def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tm
         ("(고객) 여보세요, 신고?\n(상담원) 네, 고객님.\n", True),
         ("고객\t여보세요, 신고하려고요!\n상담원\t네, 고객님.\n", True),
         ("안녕하세요, 반갑습니다, 저는 김철수입니다\n네, 반갑습니다, 저는 홍길동입니다\n", True),
-        ("오늘 회의는 세 시에, 역 앞\n내일은 네 시에, 집 앞\n", True),
+        ("오늘 회의는 세 시에, 역 앞\n내일은 네 시에, 집 앞\n", False),  # then it is asked
+        ("No.,text,abstract\n1,A: x,y\n", False),
+        ("순번,통화 내용 (전체 녹취 원문),요지\n1,A: x,y\n", False),
+        ("대화\n고객: 여보세요\n상담원: 네\n", True),
+        ('대화\n"고객: 여보세요\n상담원: 네"\n', False),
         ("dialogue,what was said, in short.\n안녕,인사,x\n", False),
         ('번호,대화,요약\n1,"A: 안녕\nB: 응",인사\n2,A: 안녕, 반가워,인사\n', False),  # with a fault
         ('대화,요약\n"A: 안녕\nB: 응",인사\nA: 안녕, 반가워,인사\n', False),

@@ -31,12 +31,22 @@ def test_mixed_precision_of_the_launcher_is_left_out_and_that_is_told(given, tol
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch uses the GPU")
 @pytest.mark.parametrize(
     ("named", "launched", "threads"),
-    [(None, False, 6), ("3", False, 3), ("1", False, 1), ("1", True, 6), ("3", True, 3), ("3,1", False, 3)],
+    [
+        (None, False, 6),
+        ("3", False, 3),
+        ("1", False, 1),
+        ("3,1", False, 3),
+        ("", False, 6),
+        ("1", True, 6),
+        ("3", True, 3),
+        ("64", True, 6),
+        ("", True, 6),
+    ],
 )
 def test_the_user_names_the_threads_or_all_cores_are_used(named, launched, threads, monkeypatch):
     for variable, value in (("OMP_NUM_THREADS", named), ("ACCELERATE_MIXED_PRECISION", "no" if launched else None)):
         monkeypatch.delenv(variable, raising=False)
-        if value:
+        if value is not None:
             monkeypatch.setenv(variable, value)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
     set_to = []

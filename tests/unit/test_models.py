@@ -275,13 +275,16 @@ def test_a_pickled_adapter_is_not_loaded(copy_of_tiny: Path, sft_flags, tmp_path
         models.load_for_use(str(adapter), ModelArguments())
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "adapter_config.json"])
-def test_a_file_that_was_cut_is_told_without_a_traceback(file: str, copy_of_tiny: Path):
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [("model.safetensors", "loaded: Error while deserializing"), ("adapter_config.json", r"broken or cut \(")],
+)
+def test_a_file_that_was_cut_is_told_without_a_traceback(file: str, says: str, copy_of_tiny: Path):
     if file == "adapter_config.json":
         (copy_of_tiny / file).write_text('{"base_model_na', "utf-8")
     else:
         (copy_of_tiny / file).write_bytes((copy_of_tiny / file).read_bytes()[:2000])
-    with pytest.raises(InputError, match="model"):
+    with pytest.raises(InputError, match=says):
         models.load_for_use(str(copy_of_tiny), ModelArguments())
 
 

@@ -11,8 +11,8 @@ from alignment.errors import InputError
 from alignment.weights import size_of, weights_of, whole
 
 
-def write(folder: Path, value: float, numbers: int = 20_000_000) -> Path:
-    """A file of as many float32 numbers, 80 MB by default, the last of which has this value."""
+def write(folder: Path, value: float, numbers: int = 20_971_520) -> Path:
+    """A file of as many float32 numbers, 80 MiB by default, the last of which has this value."""
     folder.mkdir()
     weight = torch.zeros(numbers)
     weight[-1] = value
@@ -25,6 +25,10 @@ def test_copied_weights_are_the_same_and_others_are_not(tmp_path: Path):
     shutil.copytree(one, tmp_path / "copy", copy_function=shutil.copyfile)  # a copy of another time
     assert weights_of(one) == weights_of(tmp_path / "copy") != weights_of(other)
     assert [*weights_of(one)] == ["model.safetensors"]
+    (one / "manifest.json").write_text("{}")
+    assert weights_of(one) == weights_of(tmp_path / "copy")
+    (one / "reward.json").write_text('{"scale": 1}')
+    assert weights_of(one) != weights_of(tmp_path / "copy")
     assert weights_of(tmp_path) == {}
 
 
