@@ -45,10 +45,10 @@ def fitting_particle(tag: str, particle: str) -> str:
         final = " ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"[(ord(last) - ord("가")) % 28].strip()
     elif last.isdigit():
         final = _FINAL_OF_DIGIT.get(last, "")
-    elif tag.startswith("#") or last.lower() not in _FINAL_OF_LETTER:  # Jack ends in a consonant, and Mark (마크) not
-        return particle
-    else:
-        final = "ㄹ" if tag in ("R", "r") else _FINAL_OF_LETTER[last.lower()]
+    elif tag.startswith("#") or (len(tag) > 1 and last.lower() not in _FINAL_OF_LETTER):
+        return particle  # Jack ends in a consonant, and Mark (마크) does not
+    else:  # a lone letter is read by its name: 비, 엘, 알
+        final = "ㄹ" if tag in ("R", "r") else _FINAL_OF_LETTER.get(last.lower(), "")
     if particle in ("으로", "로"):  # after ㄹ it is 로 as after a vowel
         return "로" if final in ("", "ㄹ") else "으로"
     return _AFTER_VOWEL.get(particle, particle) if final else _PARTICLES.get(particle, particle)

@@ -128,6 +128,11 @@ def test_turns_of_plain_text_on_one_line_or_as_messengers_export_them_are_refuse
         run("[민수] [오전 9:00] 안녕\n[지수] [오전 9:01] 응\n")
 
 
+def test_a_note_in_brackets_and_a_rule_with_blanks_are_no_dialogues(run, summaries, tmp_path):
+    run(f"{FIRST}\n\n* * *\n\n{SECOND}\n\n(통화 종료)\n", output=tmp_path / "out.txt")
+    assert (tmp_path / "out.txt").read_text("utf-8") == f"{summaries[FIRST]}\n{summaries[SECOND]}\n"
+
+
 def test_a_heading_within_plain_text_is_refused(run):
     with pytest.raises(InputError, match=r"'통화 녹취록 1월' has no turns .* take out that line, or the blank line"):
         run(f"통화 녹취록\n1월\n\n{FIRST}\n")
