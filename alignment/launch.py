@@ -110,14 +110,13 @@ def _refuse_old_gpu() -> None:
 def _use_all_cores() -> None:
     """Shares the cores among this machine's processes: on a CPU `accelerate launch` gives each one thread only.
 
-    A number of threads that the user names in OMP_NUM_THREADS holds, and is told to torch too: left alone, MKL changes
-    its own from product to product, and a tiny model trains at a hundredth of the speed.
+    A number of threads that the user names in OMP_NUM_THREADS holds, and is told to torch too: left alone, two threads
+    in MKL's products wait for each other so long that a tiny model trains at a hundredth of the speed.
     """
     if torch.accelerator.is_available():
         return
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    digits = re.match(r"\d*", os.environ.get("OMP_NUM_THREADS", ""))
-    named = int(digits.group() or 0) if digits else 0
+    named = int(re.sub(r"\D.*", "", os.environ.get("OMP_NUM_THREADS", "")) or 0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if launched:  # the launcher names 1 by itself, or with use_cpu all cores of a machine that we may not have

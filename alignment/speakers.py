@@ -63,7 +63,7 @@ _NAME_ENDS = (
 
 @dataclass(frozen=True)
 class Naming:
-    """The speakers of a dialogue whose turns begin with names (`고객: ...`) instead of tags; names to tags and back."""
+    """The speakers of a dialogue whose turns begin with names (`고객: ...`) instead of tags."""
 
     names: tuple[str, ...]
 

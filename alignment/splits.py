@@ -88,7 +88,7 @@ def _own_held_out(args: DataArguments) -> tuple[list[Record], list[Record], list
 def _tell_of_references(train: list[Record]) -> None:
     several = sum(len(record.references) > 1 for record in train)
     if several:
-        say(f"{several} of {len(train)} dialogues have several references: the first is trained on.")
+        say(f"{several} of {len(train)} dialogues have several references: fine-tuning learns the first.")
 
 
 def _without(records: list[Record], held_out: list[Record]) -> list[Record]:

@@ -131,7 +131,7 @@ def test_that_the_first_of_several_references_is_trained_on_is_said_once(write, 
     path, held = str(write(rows, "train.jsonl")), str(write([row("b", summary="인사한다.")], "dev.jsonl"))
     (train, _), _ = load_train_and_eval(DataArguments(dataset_path=path, eval_dataset_path=held if own_file else None))
     several = sum(len(record.references) > 1 for record in train)
-    telling = f"{several} of {len(train)} dialogues have several references: the first is trained on."
+    telling = f"{several} of {len(train)} dialogues have several references: fine-tuning learns the first."
     assert several
     assert capsys.readouterr().err.count(telling) == 1
     load_train_and_eval(DataArguments(dataset_path=str(write(rows[::2], "train.jsonl"))))
