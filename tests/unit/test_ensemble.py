@@ -60,7 +60,7 @@ def test_the_average_is_the_mean_of_the_updates_whatever_their_ranks(weights, ad
     moved = 0
     for name, weight in model.state_dict().items():
         expected = weights[0] * one[name] + weights[1] * two[name]
-        torch.testing.assert_close(weight - base[name], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(weight.cpu() - base[name], expected, atol=1e-5, rtol=1e-5)
         moved += bool(expected.abs().max() > 0.01)
     assert moved == 14  # seven linear layers in each of two blocks
 
@@ -104,13 +104,17 @@ def test_weights_that_are_none_are_refused(weights):
 # --- distributions ----------------------------------------------------------------------------------------------------
 
 
+def next_logits(one: Summarizer, ids: list[int]) -> torch.Tensor:
+    """What a model says of the token after these, read without a cache."""
+    return one.model(torch.tensor([ids], device=one.model.device)).logits[0, -1]
+
+
 def by_hand(summarizers: list[Summarizer], weights: list[float], dialogue: str, tokens: int) -> list[int]:
     """Greedy by the mean probabilities, reading everything anew for each token."""
     completion: list[int] = []
     while len(completion) < tokens:
         mean = sum(
-            weight
-            * one.model(torch.tensor([one.prompts([dialogue])[0] + completion])).logits[0, -1].double().softmax(-1)
+            weight * next_logits(one, one.prompts([dialogue])[0] + completion).double().softmax(-1)
             for one, weight in zip(summarizers, weights, strict=True)
         )
         if not completion:
@@ -159,7 +163,10 @@ def test_beams_end_with_the_log_probability_of_the_mean(pair):
                 seen[tuple(row[self._prompt_tokens :]), row.count(first.tokenizer.pad_token_id)] = log_probs
             return mixed
 
-    batches = [first.tokenizer.pad({"input_ids": own}, padding_side="left", return_tensors="pt") for own in prompts]
+    batches = [
+        first.tokenizer.pad({"input_ids": own}, padding_side="left", return_tensors="pt").to(first.model.device)
+        for own in prompts
+    ]
     width = batches[0].input_ids.shape[1]
     first.model.generate(
         **batches[0], num_beams=4, max_new_tokens=8, do_sample=False,
@@ -169,7 +176,7 @@ def test_beams_end_with_the_log_probability_of_the_mean(pair):
     for (completion, padding), log_probs in seen.items():
         row = next(i for i, own in enumerate(prompts[0]) if width - len(own) == padding)
         mean = sum(
-            one.model(torch.tensor([own[row] + list(completion)])).logits[0, -1].softmax(-1) / 2
+            next_logits(one, own[row] + list(completion)).softmax(-1) / 2
             for one, own in zip(pair, prompts, strict=True)
         )
         torch.testing.assert_close(log_probs.exp(), mean, atol=1e-5, rtol=1e-3)
@@ -177,13 +184,14 @@ def test_beams_end_with_the_log_probability_of_the_mean(pair):
 
 @torch.no_grad()
 def test_what_is_forbidden_stays_forbidden_and_the_rest_sums_to_1(pair):
-    tokenizer, prompts = pair[1].tokenizer, pair[1].prompts(DIALOGUES)
-    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-    scores = torch.randn(2, len(tokenizer), generator=torch.Generator().manual_seed(0))
+    tokenizer, prompts, device = pair[1].tokenizer, pair[1].prompts(DIALOGUES), pair[1].model.device
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
+    scores = torch.randn(2, len(tokenizer), generator=torch.Generator().manual_seed(0)).to(device)
     scores[0, 5:900] = scores[1, 3] = -torch.inf
-    mixed = AveragedDistributions([pair[1].model], [batch], [0.3, 0.7], 4)(torch.zeros(2, 4, dtype=torch.long), scores)
+    ids = torch.zeros(2, 4, dtype=torch.long, device=device)
+    mixed = AveragedDistributions([pair[1].model], [batch], [0.3, 0.7], 4)(ids, scores)
     assert torch.equal(mixed.isneginf(), scores.isneginf())
-    torch.testing.assert_close(mixed.exp().sum(1), torch.ones(2))
+    torch.testing.assert_close(mixed.exp().sum(1), torch.ones(2, device=device))
 
 
 def test_models_of_other_tokens_are_refused(pair, tiny_tokenizer):

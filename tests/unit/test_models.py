@@ -158,7 +158,7 @@ def test_writing_before_learning_takes_no_gradient_away_from_4_bit_weights(tiny_
         monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: knows)
         torch.manual_seed(0)
         model = models.load_for_training(arguments(tiny_model, load_in_4bit=True)).eval()
-        ids = torch.arange(2, 34)[None]
+        ids = torch.arange(2, 34, device=model.device)[None]
         with torch.no_grad():
             model(ids)
         assert not any(getattr(p.quant_state, "packing_format_for_cpu", False) for p in quantised(model))
@@ -193,10 +193,12 @@ def test_the_head_stays_unquantised(tiny_model, bits):
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
 def test_quantised_logits_are_near_those_of_the_unquantised_model(tiny_model, bits):
-    ids = torch.arange(2, 34)[None]
+    def logits(**quantisation: bool) -> torch.Tensor:
+        model = models.load_base(arguments(tiny_model, **quantisation)).eval()
+        return model(torch.arange(2, 34, device=model.device)[None]).logits.cpu()
+
     with torch.no_grad():
-        exact = models.load_base(arguments(tiny_model)).eval()(ids).logits
-        near = models.load_base(arguments(tiny_model, **{bits: True})).eval()(ids).logits
+        exact, near = logits(), logits(**{bits: True})
     assert 0 < (near - exact).norm() / exact.norm() < 0.2
 
 
