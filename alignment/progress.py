@@ -1,5 +1,6 @@
 """What one sees while waiting: rich progress bars with rate, time left and peak memory."""
 
+import contextlib
 import gc
 import resource
 import sys
@@ -33,8 +34,9 @@ def reset_peak_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _bar() -> bar.Progress:

@@ -58,14 +58,26 @@ def settings_of(*configs: Any) -> dict[str, Any]:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """The manifest of a result folder, or of the one that a checkpoint lies in; None where there is none of ours."""
+    """The manifest of a result folder, or of the one that a checkpoint lies in; None where there is none of ours.
+
+    Raises:
+        InputError: It is not JSON; without it a model would be read with another prompt than it was taught with.
+    """
     folder = Path(folder).absolute()
-    folder = folder.parent if folder.name.startswith("checkpoint-") else folder
+    path = (folder.parent if folder.name.startswith("checkpoint-") else folder) / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
         return None
+    except ValueError as error:
+        raise InputError(f"{path}: broken or cut short ({error}). Copy the run again, or make it anew.") from error
     return manifest if isinstance(manifest, dict) and {"finished", "settings"} <= manifest.keys() else None
+
+
+def trained_with(folder: str | Path) -> tuple[str, int, dict[str, Any]]:
+    """Prompt form, phase and settings that a model was trained with; those of phase 1 where no manifest tells."""
+    manifest = read_manifest(folder) or {}
+    return manifest.get("prompt_form", "instruction"), manifest.get("phase", 1), manifest.get("settings", {})
 
 
 def write_json(content: Any, path: Path) -> None:
@@ -215,7 +227,8 @@ class Run:
         old, new = previous["settings"], manifest["settings"]
         if "dtype" in previous and (new.get("dtype") or not previous["finished"]):  # another machine's may differ
             old, new = old | {"dtype": previous["dtype"]}, new | {"dtype": manifest["dtype"]}
-        changed = [f"{k} {old.get(k)} -> {new[k]}" for k in new if k not in FREE_SETTINGS and old.get(k) != new[k]]
+        known = new.keys() & old.keys() - FREE_SETTINGS  # a newer version of a library has more
+        changed = [f"{k} {old[k]} -> {new[k]}" for k in new if k in known and old[k] != new[k]]
         if previous.get("data") != manifest.get("data"):
             changed.insert(0, "other dialogues")
         if previous.get("starts_from") != manifest.get("starts_from"):

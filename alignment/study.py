@@ -122,8 +122,8 @@ class Study:
         if stored is None:
             self.optuna.set_user_attr("settings", settings)
             return
-        names = sorted(settings.keys() | stored.keys())
-        changed = [f"{k} {stored.get(k)} -> {settings.get(k)}" for k in names if stored.get(k) != settings.get(k)]
+        names = sorted(settings.keys() & stored.keys())  # a newer version of a library has more
+        changed = [f"{k} {stored[k]} -> {settings[k]}" for k in names if stored[k] != settings[k]]
         if changed:
             raise InputError(
                 f"{self.path}: holds a study of other settings ({', '.join(changed[:5])}). "

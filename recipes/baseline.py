@@ -28,15 +28,14 @@ from alignment.seq2seq import (
     set_up_tokenizer,
     whole_weights,
 )
-from reward.rouge import PROFILES, rouge
+from reward.rouge import check_profiles, rouge
 
 
 def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, BaselineArguments)
     own = {"passed_over": (PromptArguments,), "section": "baseline"}  # what is read is the dialogue, without a prompt
     model_args, data_args, args = parse(classes, argv, CONFIGS / "kobart.yaml", **own)
-    if args.rouge_profile not in PROFILES:
-        raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
+    check_profiles("--rouge_profile", args.rouge_profile)
     name = (model_args.model_name_or_path, model_args.model_revision)
     pretrained.check_architecture(*name, encoder_decoder=True)
     model_args = whole_weights(model_args)

@@ -30,7 +30,7 @@ from reward.choice import select
 from reward.evaluation import evaluate, files_to_refuse, say_winner, systems_of, usual_profiles
 from reward.leaderboard import leaderboard, read_runs, write_leaderboard
 from reward.postprocess import mend
-from reward.rouge import PROFILES
+from reward.rouge import PROFILES, check_profiles
 from reward.system import System, SystemArguments
 
 
@@ -71,9 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     asked = (how, prompt_args, replace(data_args, bad_rows=DataArguments.bad_rows, columns=None))
     if args.compare and (asked != (SystemArguments(), PromptArguments(), DataArguments()) or not usual or args.name):
         raise InputError("--compare: reads what was written. Leave out systems, prompts, decoding and dialogues.")
-    for flag, names in (("--profiles", args.profiles or []), ("--select", [args.select] if args.select else [])):
-        if unknown := [name for name in names if name not in PROFILES]:
-            raise InputError(f"{flag} {unknown[0]}: expected some of {', '.join(PROFILES)}.")
+    check_profiles("--profiles", *(args.profiles or []))
+    check_profiles("--select", args.select)
     output = Path(args.output_dir)
     if args.compare:
         overwrite = args.overwrite_output_dir or (bool(args.submission) and journal.left_behind(output / "submission"))

@@ -29,7 +29,7 @@ from reward.comparison import compare, held_out_figures, write_comparison
 from reward.evaluation import usual_profiles
 from reward.labels import LabelArguments
 from reward.model import RewardModel, start_of
-from reward.rouge import PROFILES
+from reward.rouge import check_profiles
 from reward.scorers import check_reward_model, check_scorers, load_scorers
 
 
@@ -46,10 +46,9 @@ def main(argv: list[str] | None = None) -> None:
         rewarding = check_reward_model(folder, base, args.allow_unfit, args.separate_reward_model)
     elif args.allow_unfit or args.separate_reward_model:
         raise InputError("--allow_unfit, --separate_reward_model: have no effect without reward_model among --scorers.")
-    sft = run.read_manifest(args.sft_model) or {}
-    form, phase = sft.get("prompt_form", "instruction"), sft.get("phase", 1)
-    model_args = models.as_trained(model_args, sft.get("settings", {}))
-    args.max_new_tokens = args.max_new_tokens or sft.get("settings", {}).get("max_new_tokens") or 128
+    form, phase, trained = run.trained_with(args.sft_model)
+    model_args = models.as_trained(model_args, trained)
+    args.max_new_tokens = args.max_new_tokens or trained.get("max_new_tokens") or 128
     models.check_trainable(model_args)
     pretrained.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     output = Path(args.output_dir)
@@ -58,8 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = pretrained.load_tokenizer(args.sft_model)
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
     args.metric_profile = args.metric_profile or usual_profiles(held_out)[0]
-    if args.metric_profile not in PROFILES:
-        raise InputError(f"--metric_profile {args.metric_profile}: expected one of {', '.join(PROFILES)}.")
+    check_profiles("--metric_profile", args.metric_profile)
     fit = partial(
         dialogue.fit_records, form=form, tokenizer=tokenizer, max_tokens=args.max_length,
         reserved_tokens=args.max_new_tokens, bad_rows=data_args.bad_rows,

@@ -38,12 +38,12 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(classes, argv, default_config=CONFIGS / "embedded.yaml", section="reward")
     model_args, data_args, prompt_args, label_args, args = options
     models.check_adapter(args.sft_model, model_args.model_name_or_path, "--sft_model")
-    sft = run.read_manifest(args.sft_model) or {}
-    form, phase = sft.get("prompt_form", "instruction"), sft.get("phase", 1)
+    form, phase, trained = run.trained_with(args.sft_model)
     if prompt_args.prompt_form not in (None, form):
         raise InputError(f"--prompt_form {prompt_args.prompt_form}: {args.sft_model} was trained with {form}.")
     pretrained.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
-    model_args = models.as_trained(model_args, sft.get("settings", {}))
+    model_args = models.as_trained(model_args, trained)
+    models.check_trainable(model_args)
     output, folder = Path(args.output_dir), Path(args.output_dir) / "data"
     outputs.refuse_existing([] if any(output.glob("model*")) else verdict_files(output), args.overwrite_output_dir)
     outputs.claim_folder(folder)

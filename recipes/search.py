@@ -33,7 +33,7 @@ from alignment.search_space import (
 )
 from alignment.sft import encode
 from alignment.study import Study
-from reward.rouge import PROFILES, rouge
+from reward.rouge import check_profiles, rouge
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,8 +48,7 @@ def main(argv: list[str] | None = None) -> None:
             "A trial runs in one process. Start the same command once for each GPU, with --num_processes 1 and "
             "CUDA_VISIBLE_DEVICES: they share the trials."
         )
-    if args.rouge_profile not in PROFILES:
-        raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
+    check_profiles("--rouge_profile", args.rouge_profile)
     start = settings_for_sft(model_args, data_args, prompt_args, args)
     prompt_args.max_new_tokens = prompt_args.max_new_tokens or 128
     model_args.load_in_4bit, model_args.load_in_8bit = bool(model_args.load_in_4bit), bool(model_args.load_in_8bit)

@@ -24,7 +24,7 @@ from alignment.progress import reset_peak_memory
 from alignment.records import Record
 from alignment.sft import check_goes_on, encode, make_trainer
 from alignment.weights import weights_of
-from reward.rouge import PROFILES, rouge
+from reward.rouge import check_profiles, rouge
 
 Split = tuple[list[Record], list[Record]]  # to train on, held out
 
@@ -32,8 +32,7 @@ Split = tuple[list[Record], list[Record]]  # to train on, held out
 def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, PromptArguments, SFTArguments)
     model_args, data_args, prompt_args, args = parse(classes, argv, default_config=CONFIGS / "embedded.yaml")
-    if args.rouge_profile not in PROFILES:
-        raise InputError(f"--rouge_profile {args.rouge_profile}: expected one of {', '.join(PROFILES)}.")
+    check_profiles("--rouge_profile", args.rouge_profile)
     prompt_args.prompt_form = prompt_args.prompt_form or "instruction"
     prompt_args.max_new_tokens = prompt_args.max_new_tokens or 128
     model_args.load_in_4bit, model_args.load_in_8bit = bool(model_args.load_in_4bit), bool(model_args.load_in_8bit)

@@ -19,9 +19,9 @@ from alignment.submission import one_line
 from alignment.summarizer import Summarizer
 from reward.numerals import numbers
 from reward.quality import role_agreement
+from reward.sentences import sentences
 
 _WHOLE_NUMBER = re.compile(r"(?<![\d.:])[1-9][\d,]*(?![\d.:]*\d)")
-_SENTENCE = re.compile(r"(?<=[.!?…])\s+")
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def cut_short(record: Record, reference: str, rng: random.Random) -> str | None:
 
 def repeated_sentence(record: Record, reference: str, rng: random.Random) -> str:
     """The reference with one of its sentences twice."""
-    sentences = _SENTENCE.split(reference.strip())
-    index = rng.randrange(len(sentences))
-    return " ".join([*sentences[: index + 1], *sentences[index:]])
+    parts = [sentence.strip() for sentence in sentences(reference.strip())]
+    index = rng.randrange(len(parts))
+    return " ".join([*parts[: index + 1], *parts[index:]])
 
 
 CORRUPTIONS: dict[str, Callable[[Record, str, random.Random], str | None]] = {

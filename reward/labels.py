@@ -19,7 +19,7 @@ from alignment.speakers import Naming, two_speakers
 from alignment.submission import one_line
 from reward.candidates import Candidate
 from reward.quality import GATES, copy_rate, formal_share, hangul_share, length_ratio, role_agreement
-from reward.rouge import PROFILES, rouge
+from reward.rouge import check_profiles, rouge
 
 
 @dataclass
@@ -50,8 +50,7 @@ class LabelArguments:
                 raise InputError(f"--{name} {value}: expected a number, {low:g} or {most}.")
         if not sum(getattr(self, name) for name in _WEIGHTS.values()):
             raise InputError(f"{', '.join('--' + name for name in _WEIGHTS.values())}: all 0. Set one above 0.")
-        if self.label_profile is not None and self.label_profile not in PROFILES:
-            raise InputError(f"--label_profile {self.label_profile}: expected one of {', '.join(PROFILES)}.")
+        check_profiles("--label_profile", self.label_profile)
 
 
 # The parts of a label, and the setting that weighs each.

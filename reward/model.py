@@ -128,7 +128,6 @@ def load_head(model: nn.Module, folder: str | Path) -> None:
 
 def load_scorer(config: ModelArguments, adapter: str | Path) -> PeftModel:
     """A base with the adapter of a folder, both trainable, and a head of zeros that computes in float32."""
-    models.check_trainable(config)
     with suppress_seqcls_warning():  # that the head is new, which is as it should be
         base = let_gradients_through(models.load_base(config, scalar_head=True))
     base.score.to(torch.float32)

@@ -26,8 +26,10 @@ from collections.abc import Callable, Sequence
 from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.speakers import MASK, fitting_particle
+from reward.morphemes import morphemes
 from reward.quality import is_cut
 from reward.rouge import paired_bootstrap, rouge
+from reward.sentences import sentences
 
 # --- leftovers of the tokenizer and of the prompt ---------------------------------------------------------------------
 
@@ -131,12 +133,6 @@ def _joined(match: re.Match[str]) -> str:
 
 # --- sentences --------------------------------------------------------------------------------------------------------
 
-# No end of a sentence: the dot of an abbreviation, an initial or a number, or a stop within a quotation.
-_NO_END = re.compile(
-    r"(?:\b(?:[A-Za-z]|\d+|Mr|Mrs|Ms|Dr|Prof|Rev|Capt|Gen|Lt|Sgt|St|Mt|Ave|Rd|Jr|Sr|No|vs|etc|Inc|Co|Corp|Ltd)\."
-    r"|(?:^|[\s(])['\"“‘「『][^'\"”’」』]*)$",
-    re.IGNORECASE,
-)
 _FEWEST_WORDS = 3  # of a sentence that is repeated: 네. 네. may be meant, a repeated trigram is not
 
 
@@ -151,7 +147,7 @@ def repeated_sentences(dialogue: str, summary: str) -> str:
     if _TURN.search(summary):
         return summary
     seen, kept = set(), []
-    for sentence in _sentences(summary):
+    for sentence in sentences(summary):
         words = tuple(sentence.rstrip(" \n.!?…").split())
         if len(words) < _FEWEST_WORDS or words not in seen:
             kept.append(sentence)
@@ -167,23 +163,14 @@ _MAY_END = re.compile(r"(?:[아어야해돼지자네군]|구나|(?<![\w#])\d[\d,
 def cut_ending(dialogue: str, summary: str) -> str:
     """Drops a Korean last sentence that stops in the middle, if the sentence before it is whole."""
     bare = re.sub(r"[^\w]+$", "", summary)  # 좋아해요~ is whole
-    if language(summary) != "ko" or not is_cut(summary) or not is_cut(bare) or _MAY_END.search(bare):
+    if not bare or language(summary) != "ko" or not is_cut(summary) or not is_cut(bare) or _MAY_END.search(bare):
         return summary
-    *before, last = _sentences(summary)
+    *before, last = sentences(summary)
     kept = "".join(before).rstrip()
     whole = not is_cut(kept.rstrip(".!?… "))  # a final ending stands before the stop
-    # Where a whole sentence may hide in the last one (in a quotation, say), all of it stays.
-    return kept if whole and not re.search(r"[다요죠까][.!?…]", last) else summary
-
-
-def _sentences(text: str) -> list[str]:
-    """The sentences with the spaces after them, so that joined they are the text."""
-    sentences, start = [], 0
-    for gap in re.finditer(r"(?<=[.!?…])\s+", text):
-        if not _NO_END.search(text[start : gap.start()]):
-            sentences.append(text[start : gap.end()])
-            start = gap.end()
-    return [*sentences, text[start:]]
+    # Notes end in a noun (환불 처리 예정), and where a whole sentence may hide in the last one, all of it stays.
+    noun = morphemes(bare)[-1].tag in ("NNG", "NNB", "XSN")
+    return kept if whole and not noun and not re.search(r"[다요죠까][.!?…]", last) else summary
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from alignment.dialogue import language
 from alignment.speakers import MASK, names_in, swap_speakers
 from reward.morphemes import Morpheme, morphemes
 from reward.numerals import implied_numbers, numbers
+from reward.sentences import sentences
 
 _CLOSING = " \n\"'”’)]」』"
 
@@ -57,10 +58,9 @@ def is_cut(summary: str) -> bool:
 
 def formal_share(summary: str) -> float:
     """The share of the Korean sentences that end in the formal -니다: 0 to 1, and 1 where there is no Korean one."""
-    parts = re.split(r"(?<=[.!?…])\s+", summary.strip())
-    sentences = [part for part in parts if any(map(str.isalpha, part)) and language(part) == "ko"]  # 5. has no letter
-    formal = sum(bool(re.search("니다[.!?…]*$", part.rstrip(_CLOSING))) for part in sentences)
-    return formal / len(sentences) if sentences else 1.0
+    korean = [one for one in sentences(summary) if any(map(str.isalpha, one)) and language(one) == "ko"]  # 5. has none
+    formal = sum(bool(re.search("니다[.!?…]*$", one.rstrip(_CLOSING))) for one in korean)
+    return formal / len(korean) if korean else 1.0
 
 
 def hangul_share(dialogue: str, summary: str) -> float:

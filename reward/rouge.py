@@ -28,8 +28,6 @@ from rouge_score.tokenizers import DefaultTokenizer
 from alignment.errors import InputError
 from reward.morphemes import kiwi_version, morphemes
 
-PROFILES = ("aistages", "nikl", "strict", "english")
-
 TEXTS = 2**12  # whose tokens are kept: `mbr` compares each summary with many, and analysing them is most of the time
 RESAMPLES = 10_000
 BLOCK = 2**16  # rows drawn at a time: all resamples of 12,000 rows at once would be 1 GB
@@ -52,6 +50,16 @@ class RougeResult:
     rougeL: float
     mean: float  # of the three
     rows: list[dict[str, float]]  # rouge1, rouge2, rougeL and mean of each row
+
+
+def check_profiles(flag: str, *names: str | None) -> None:
+    """Holds that what a flag names are profiles, or None for the usual ones.
+
+    Raises:
+        InputError: One is not.
+    """
+    if unknown := [name for name in names if name not in (None, *PROFILES)]:
+        raise InputError(f"{flag} {unknown[0]}: expected one of {', '.join(PROFILES)}.")
 
 
 def rouge(predictions: list[str], references: list[list[str]], profile: str) -> RougeResult:
@@ -161,18 +169,35 @@ def _check(predictions: list[str], references: list[list[str]], profile: str) ->
                 raise InputError(f"references[{row}] holds {text!r}: expected a summary; drop the row or write one")
 
 
+# What each profile loads, once it is asked for: how it scores, and the name and version of its tokenizer.
+
+
+def _load_aistages() -> tuple[Score, str]:
+    mecab, tokenizer = _mecab()
+    return _as_rouge_1_0_1(mecab), tokenizer
+
+
+def _load_nikl() -> tuple[Score, str]:
+    mecab, tokenizer = _mecab()
+    return _clipped(lambda text: mecab(NOT_NIKL.sub(" ", text.lower()))), tokenizer
+
+
+def _load_strict() -> tuple[Score, str]:
+    return _clipped(lambda text: [morpheme.form for morpheme in morphemes(text)]), kiwi_version()
+
+
+def _load_english() -> tuple[Score, str]:
+    words = DefaultTokenizer(use_stemmer=True).tokenize
+    return _clipped(words), f"rouge-score {version('rouge-score')} (nltk {version('nltk')} Porter stemmer)"
+
+
+_PROFILES = {"aistages": _load_aistages, "nikl": _load_nikl, "strict": _load_strict, "english": _load_english}
+PROFILES = tuple(_PROFILES)
+
+
 @functools.cache
 def _metric(profile: str) -> tuple[Score, str]:
-    """Load what a profile needs, once: how it scores, and the name and version of its tokenizer."""
-    if profile == "english":
-        words = DefaultTokenizer(use_stemmer=True).tokenize
-        return _clipped(words), f"rouge-score {version('rouge-score')} (nltk {version('nltk')} Porter stemmer)"
-    if profile == "strict":
-        return _clipped(lambda text: [morpheme.form for morpheme in morphemes(text)]), kiwi_version()
-    mecab, tokenizer = _mecab()
-    if profile == "nikl":
-        return _clipped(lambda text: mecab(NOT_NIKL.sub(" ", text.lower()))), tokenizer
-    return _aistages(mecab), tokenizer
+    return _PROFILES[profile]()
 
 
 @functools.cache
@@ -193,7 +218,7 @@ def _clipped(tokenize: Tokenize) -> Score:
     return score
 
 
-def _aistages(tokenize: Tokenize) -> Score:
+def _as_rouge_1_0_1(tokenize: Tokenize) -> Score:
     """Count as `rouge==1.0.1` does: sets of n-grams across sentences, and the union of the sentences' LCS words.
 
     Source: rouge 1.0.1, rouge/rouge.py and rouge/rouge_score.py, `exclusive=True`.

@@ -22,8 +22,6 @@ from reward.labels import LabelArguments, label_candidates
 from reward.model import RewardModel
 from reward.rouge import rouge
 
-SCORERS = ("reward_model", "rouge", "quality")
-
 
 def check_scorers(names: list[str]) -> None:
     """Holds that each name is one of ours or a function that can be imported.
@@ -44,9 +42,9 @@ def load_scorers(
     Raises:
         InputError: A name that is none of ours, nor a function that can be imported.
     """
-    ours = (lambda: of_reward_model(load_reward_model()), lambda: of_rouge(label_args), lambda: of_quality(label_args))
-    known = dict(zip(SCORERS, ours, strict=True))
-    return {name: known[name]() if name in known else _imported(name) for name in names}
+    return {
+        name: SCORERS[name](label_args, load_reward_model) if name in SCORERS else _imported(name) for name in names
+    }
 
 
 def of_reward_model(model: RewardModel) -> Scorer:
@@ -80,6 +78,13 @@ def of_quality(args: LabelArguments) -> Scorer:
         return [label.label for label in label_candidates(candidates, records, args, {})]
 
     return score
+
+
+SCORERS: dict[str, Callable[[LabelArguments, Callable[[], RewardModel]], Scorer]] = {
+    "reward_model": lambda _, load_reward_model: of_reward_model(load_reward_model()),
+    "rouge": lambda label_args, _: of_rouge(label_args),
+    "quality": lambda label_args, _: of_quality(label_args),
+}
 
 
 def _imported(name: str) -> Scorer:

@@ -31,7 +31,7 @@ from alignment.weights import size_of, weights_of
 from reward.consensus import best_of, consensus
 from reward.model import RewardModel
 from reward.postprocess import check_rules
-from reward.rouge import PROFILES
+from reward.rouge import check_profiles
 
 COMBINE = ("mbr", "best_of_n", "lora_average", "distributions")
 CHOOSING = ("mbr", "best_of_n")  # which write candidates
@@ -71,8 +71,7 @@ class SystemArguments:
                 f"--samples {self.samples}, --sample_temperature {self.sample_temperature}: expected 0 or more, and a "
                 "number above 0, such as 0.7."
             )
-        if self.mbr_profile is not None and self.mbr_profile not in PROFILES:
-            raise InputError(f"--mbr_profile {self.mbr_profile}: expected one of {', '.join(PROFILES)}.")
+        check_profiles("--mbr_profile", self.mbr_profile)
         if self.samples and self.combine not in CHOOSING:
             raise InputError("--samples: has no effect without --combine mbr or --combine best_of_n.")
         if self.sample_temperature != SystemArguments.sample_temperature and not self.samples:

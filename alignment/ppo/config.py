@@ -176,6 +176,8 @@ class PPOArguments(PPOConfig):
         weights = self.scorer_weights
         if weights is not None and len(weights) != len(self.scorers):
             raise InputError(f"--scorer_weights {weights}: expected one for each of --scorers {self.scorers}.")
+        if weights is not None and not any(weights):
+            raise InputError(f"--scorer_weights {weights}: every completion would be paid 0. Give one another weight.")
         if len(set(self.scorers)) != len(self.scorers) or not self.scorers:
             raise InputError(f"--scorers {self.scorers}: expected at least one, and each once.")
         super().__post_init__()

@@ -6,10 +6,15 @@ score to the position after the end token, where its critic looks once more, and
 last action that there is; completions without an end token are the same in both.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-KL_ESTIMATORS = ("k1", "k3")
+KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {  # of the log-ratio, reference to policy
+    "k1": lambda log_ratio: -log_ratio,
+    "k3": lambda log_ratio: log_ratio.exp() - 1 - log_ratio,
+}
 
 
 def leave_one_out(scores: Tensor, size: int) -> Tensor:
@@ -46,8 +51,7 @@ def kl_divergence(log_probs: Tensor, ref_log_probs: Tensor, estimator: str = "k1
 
     Both are unbiased; k1 is negative at times, k3 never. Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """
-    log_ratio = ref_log_probs - log_probs
-    return -log_ratio if estimator == "k1" else log_ratio.exp() - 1 - log_ratio
+    return KL_ESTIMATORS[estimator](ref_log_probs - log_probs)
 
 
 def token_rewards(kl: Tensor, scores: Tensor, mask: Tensor, kl_coef: float) -> Tensor:

@@ -80,7 +80,7 @@ def test_aistages_equals_rouge_1_0_1_on_mecab_morphemes():
 
 def test_aistages_takes_the_same_one_of_several_longest_subsequences():
     """Few words and many repeats make many ties; which one is walked back to decides the set of words."""
-    score, rng = metric._aistages(str.split), random.Random(0)
+    score, rng = metric._as_rouge_1_0_1(str.split), random.Random(0)
     for _ in range(1_500):
         one, other = (" ".join(rng.choices(["a", "b", "c", "d", ".", ".."], k=rng.randint(1, 14))) for _ in range(2))
         assert [100 * f1 for f1 in score(one, other)] == pytest.approx(library(one, other), abs=1e-9), (one, other)
@@ -88,7 +88,7 @@ def test_aistages_takes_the_same_one_of_several_longest_subsequences():
 
 def test_aistages_by_hand():
     # Words {a b c} both; bigrams ab bc ca against ab bc: 2/3 and 1; "a b" and "c a" find a, b and c in "a b c".
-    assert metric._aistages(str.split)("a b . c a", "a b c") == pytest.approx((1.0, 0.8, 1.0), abs=1e-7)
+    assert metric._as_rouge_1_0_1(str.split)("a b . c a", "a b c") == pytest.approx((1.0, 0.8, 1.0), abs=1e-7)
     # 갔 다 갔 다 갔 다 against 갔 다, as sets: {갔 다} both; bigrams 갔다 다갔 against 갔다.
     assert percent("갔다 갔다 갔다", "갔다", "aistages") == pytest.approx((100, 200 / 3, 100), abs=1e-4)
 
