@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import ModelConfig, RewardConfig, SFTConfig
 
 from alignment.errors import InputError
@@ -220,6 +221,8 @@ class TrainerArguments:
         # One process that sees several GPUs takes one: TRL refuses DataParallel, which would split the roles' caches.
         self._n_gpu = min(self.n_gpu, 1)  # type: ignore[attr-defined]
         for name in self.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise InputError(f"--report_to {name}: expected trackio, tensorboard, wandb or none.")
             if find_spec(name) is None:
                 raise InputError(f"--report_to {name}: not installed. Install it with `pip install {name}`.")
 

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -259,9 +260,14 @@ def _find_rows(
             f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {_cure(keys, needed, known)}"
         )
     if is_numbered:
-        say(f"{source}: no {_told(keys['id'])}, so the rows are numbered from 1.")
+        _say_once(f"{source}: no {_told(keys['id'])}, so the rows are numbered from 1.")
         rows = [{keys["id"][0]: number} | row if isinstance(row, dict) else row for number, row in enumerate(rows, 1)]
     return source, rows
+
+
+@cache
+def _say_once(message: str) -> None:  # a recipe reads a file for several purposes
+    say(message)
 
 
 def _told(names: tuple[str, ...]) -> str:

@@ -81,7 +81,9 @@ def _own_held_out(args: DataArguments) -> tuple[list[Record], list[Record], list
     if not path:
         return [], [], []
     held_out, rejected = load_records(path, split="eval", max_rows=args.max_eval_rows, **_options(args))
-    everything, _ = load_records(path, split="eval", **_options(args) | {"bad_rows": "skip"})
+    everything = held_out
+    if args.max_eval_rows is not None:
+        everything, _ = load_records(path, split="eval", **_options(args) | {"bad_rows": "skip"})
     return held_out, everything, rejected
 
 

@@ -247,6 +247,11 @@ def test_quantisation_is_on_off_or_not_said(words, value):
     assert settings(*words)["load_in_4bit"] is value
 
 
+@pytest.mark.parametrize("name", ["tensorbaord", "alll"])
+def test_an_unknown_tracker_is_refused_and_not_recommended(name):
+    assert refusal("--report_to", name) == f"--report_to {name}: expected trackio, tensorboard, wandb or none."
+
+
 # --- a recipe's own section
 
 

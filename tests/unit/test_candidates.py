@@ -137,6 +137,11 @@ def test_every_corruption_of_the_shipped_references_is_seen_by_the_signal_that_i
     assert len(swaps) > len(embedded) / 2
 
 
+def test_a_title_is_no_sentence_to_repeat():
+    reference = "Mr. Smith meets Dr. Lee at 3 p.m. today."
+    assert repeated_sentence(Record("1", "", (reference,)), reference, random.Random(0)) == f"{reference} {reference}"
+
+
 def test_no_corruption_leaves_the_reference_as_it_is(embedded):
     by_id = {record.id: record.references[0] for record in embedded}
     assert all(candidate.text != by_id[candidate.id] for candidate in corruptions(embedded))

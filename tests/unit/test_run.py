@@ -9,7 +9,7 @@ import torch
 from transformers.trainer_callback import TrainerState
 
 from alignment.errors import InputError
-from alignment.run import MANIFEST, Run
+from alignment.run import MANIFEST, Run, trained_with
 
 
 def start(folder: Path, resume: str | None = None) -> Run:
@@ -75,3 +75,18 @@ def test_a_finished_run_is_the_same_by_its_type_said_or_not(tmp_path: Path, monk
     assert of_type("bfloat16").finished
     with pytest.raises(InputError, match=r"dtype bfloat16 -> float32"):
         of_type("float32")
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_makes_no_other_run(tmp_path: Path):
+    Run.start("Run", tmp_path / "run", {"seed": 1}, {}).finish()
+    assert Run.start("Run", tmp_path / "run", {"seed": 1, "new_in_this_version": True}, {}).finished
+    with pytest.raises(InputError, match=r"other settings \(seed 1 -> 2\)"):
+        Run.start("Run", tmp_path / "run", {"seed": 2, "new_in_this_version": True}, {})
+
+
+def test_a_manifest_that_is_cut_short_is_told_and_not_passed_over(tmp_path: Path):
+    Run.start("Run", tmp_path / "run", {"seed": 1}, {}).finish()
+    path = tmp_path / "run" / "manifest.json"
+    path.write_text(path.read_text("utf-8")[:-20], "utf-8")
+    with pytest.raises(InputError, match=r"manifest\.json: broken or cut short"):
+        trained_with(tmp_path / "run")
