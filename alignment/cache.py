@@ -1,4 +1,4 @@
-"""Keys and values that grow in place, for the loop that writes token by token."""
+"""A KV cache that grows in place, for the loop that decodes token by token."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ ROOM = 64  # tokens for which a layer gets room at a time
 class _Growing(DynamicLayer):
     """A layer with room after its last token, where the next are written: transformers' own copies all for each.
 
-    Only `update` and `batch_select_indices` know of the room, and `write` calls nothing else.
+    Only `update` and `batch_select_indices` know of the room, and `decode` calls nothing else.
 
     Attributes:
         blocks: Keys and values (B x heads x room for tokens x d); `keys` and `values` are views of what is in use.

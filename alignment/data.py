@@ -187,7 +187,7 @@ def match_predictions(predictions: dict[str, str], records: list[Record], source
     return [predictions[record.id] for record in records]
 
 
-def summary(records: list[Record]) -> dict[str, Any]:
+def stamp(records: list[Record]) -> dict[str, Any]:
     """What a manifest says of records: how many, and their fingerprint."""
     return {"rows": len(records), "sha256": fingerprint(records)}
 

@@ -10,7 +10,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from alignment.cache import GROWING, growing
 
-Choose: TypeAlias = Callable[[Tensor, list[int], int], Tensor]  # see `write`
+Choose: TypeAlias = Callable[[Tensor, list[int], int], Tensor]  # see `decode`
 BLOCK = 512  # tokens of the vocabulary that are summed together to draw one
 
 
@@ -20,7 +20,7 @@ def noise(seed: int, places: Sequence[int], tokens: int) -> Tensor:
     return torch.tensor([[source.random() for _ in range(tokens)] for source in sources], dtype=torch.float64)
 
 
-def tokens_at(logits: Tensor, numbers: Tensor, temperature: float = 1.0) -> Tensor:
+def inverse_cdf_sample(logits: Tensor, numbers: Tensor, temperature: float = 1.0) -> Tensor:
     """Of each row (N x V) the token where the cumulative distribution reaches its number (N): N x 1.
 
     It is looked for among blocks of the vocabulary first, then within one: on a CPU a running sum over all of Gemma's
@@ -58,10 +58,10 @@ def _reached(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return place, (target - (running - masses).gather(1, place)).clamp(min=0)
 
 
-def read_once(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Cache | None:
-    """Keys and values of all but the last token of prompts (B x P, padded on the left), equal prompts read once.
+def prefill(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Cache | None:
+    """The KV cache of all but the last token of prompts (B x P, padded on the left); equal ones are read once.
 
-    None where that is no token, or the model keeps something else than keys and values.
+    None where that is no token, or the model keeps something else than a KV cache.
     """
     rows = [tuple(row) for row in torch.cat([input_ids, attention_mask], 1).tolist()]
     distinct = list(dict.fromkeys(rows))
@@ -81,7 +81,7 @@ def read_once(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor)
     return cache
 
 
-def write(
+def decode(
     model: PreTrainedModel,
     tokens: Tensor,
     mask: Tensor,
@@ -97,7 +97,7 @@ def write(
     Args:
         tokens: The last token of each prompt (B x 1).
         mask: Where the prompt has a token (B x P).
-        cache: Keys and values of all that comes before the last token, written on in; None where that is nothing.
+        cache: The KV cache of all that comes before the last token, which grows; None where that is nothing.
         choose: From logits (n x V), the rows that they are of (n) and the number of tokens these have, to a token of
             each (n x 1); it may write over the logits.
         most: Tokens that each completion may have (B).

@@ -21,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from alignment.decode import Choose, noise, read_once, tokens_at, write
+from alignment.decode import Choose, decode, inverse_cdf_sample, noise, prefill
 from alignment.ensemble import AveragedDistributions, Member
 from alignment.errors import InputError
 from alignment.head import head_of_few
@@ -231,11 +231,11 @@ def generate(
                 in_run = [i if places is None else places[i] for i in rows]
                 numbers = noise(decoding.seed, in_run, max_new_tokens).to(model.device)
                 processors.append(Sampling(numbers, decoding, before))
-            cache = read_once(inner, batch.input_ids, batch.attention_mask) if plain else None
+            cache = prefill(inner, batch.input_ids, batch.attention_mask) if plain else None
             plain = cache is not None  # for what cannot be read so is not tried again
             if cache is not None:
                 last, choose = batch.input_ids[:, -1:], chooser(decoding, end_token_id, numbers)
-                ended = write(inner, last, batch.attention_mask, cache, choose, end_token_id, most)
+                ended = decode(inner, last, batch.attention_mask, cache, choose, end_token_id, most)
             else:
                 output = model.generate(
                     **batch, generation_config=config, logits_processor=processors,
@@ -276,12 +276,14 @@ def batches(lengths: list[int], decoding: Decoding) -> Iterator[slice]:
 def draw(logits: Tensor, numbers: Tensor, decoding: Decoding) -> Tensor:
     """Of each row (N x V) the token that its number (N) draws, at the decoding's temperature and top_p: N x 1."""
     if decoding.top_p < 1:
-        return tokens_at(TopPLogitsWarper(decoding.top_p)(None, logits.float() / decoding.temperature), numbers)
-    return tokens_at(logits, numbers, decoding.temperature)
+        return inverse_cdf_sample(
+            TopPLogitsWarper(decoding.top_p)(None, logits.float() / decoding.temperature), numbers
+        )
+    return inverse_cdf_sample(logits, numbers, decoding.temperature)
 
 
 def chooser(decoding: Decoding, end_token_id: int, numbers: Tensor | None) -> Choose:
-    """What `write` chooses tokens by: this noise (B x C), or the likeliest. An end token is never the first."""
+    """What `decode` chooses tokens by: this noise (B x C), or the likeliest. An end token is never the first."""
 
     def choose(logits: Tensor, rows: list[int], length: int) -> Tensor:
         if length == 0:

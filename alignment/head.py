@@ -1,4 +1,4 @@
-"""The vocabulary head where labels are and nowhere else: most of the work of training a small model is saved here."""
+"""The LM head where labels are and nowhere else: most of the work of training a small model is saved here."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

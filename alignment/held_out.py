@@ -39,10 +39,10 @@ class HeldOutRouge(Trainer):
         """Held-out loss and, where there are held-out dialogues, `eval_rouge` of the summaries written for them."""
         output = super().evaluation_loop(*args, **kwargs)
         if self.held_out is not None:
-            output.metrics["eval_rouge"] = self.held_out.score(self.summarise(), self.held_out.references)
+            output.metrics["eval_rouge"] = self.held_out.score(self.summarize(), self.held_out.references)
         return output
 
-    def summarise(self, rows: int | None = None) -> list[str]:
+    def summarize(self, rows: int | None = None) -> list[str]:
         """What the model writes now for the held-out dialogues, or the first few of them."""
         assert self.held_out is not None
         texts = generate(
@@ -69,7 +69,7 @@ class SummaryBefore(TrainerCallback):
     ) -> None:
         """By now the weights lie where they are trained, on several processes too."""
         if state.global_step == 0 and not args.eval_on_start:  # which shows it too
-            self._trainer.summarise(rows=1)
+            self._trainer.summarize(rows=1)
 
 
 def mean_over_tokens(rows: EvalPrediction) -> dict[str, float]:

@@ -61,7 +61,7 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
     """The base model, decoder or encoder-decoder, in its type and quantisation, on this process's device.
 
     Args:
-        scalar_head: With a head `score` that gives one number for a text, instead of the vocabulary head.
+        scalar_head: With a head `score` that gives one number for a text, instead of the LM head.
 
     Raises:
         InputError: No such model, or an adapter instead of one.
@@ -90,7 +90,7 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
 
 
 def lora_config(config: ModelArguments) -> LoraConfig:
-    """LoRA on the linear layers of whatever architecture, except the output head, unless `lora_target_modules` says.
+    """LoRA on the linear layers of whatever architecture, except the LM head, unless `lora_target_modules` says.
 
     Source: QLoRA (arXiv 2305.14314) section 4: adapters on all linear layers match full fine-tuning; the names differ
     by architecture (q_proj in Llama, query_key_value in GPT-NeoX), so PEFT reads them from the model.

@@ -127,7 +127,7 @@ class Search:
     def _model_init(self, trial: optuna.Trial) -> PreTrainedModel:
         """A trial's model, from the base, with its data and callbacks in the trainer.
 
-        TRL's trainer prepares a model in its constructor only (vocabulary head, types of adapters, gradient
+        TRL's trainer prepares a model in its constructor only (LM head, types of adapters, gradient
         checkpointing), so the model comes out of a trainer made as recipes/sft.py makes its own.
         """
         self.study.begin(trial)

@@ -142,16 +142,16 @@ class SearchSpace:
         def number(name: str, values: list[float], log: bool = False) -> float:
             return trial.suggest_float(name, *values, log=log) if values[0] < values[-1] else values[0]
 
-        def whole(name: str, values: list[Any], log: bool = False) -> Any:
+        def integer(name: str, values: list[Any], log: bool = False) -> Any:
             return trial.suggest_int(name, *map(int, values), log=log) if values[0] < values[-1] else values[0]
 
         settings: dict[str, Any] = {"learning_rate": number("learning_rate", args.learning_rate_range, log=True)}
         if self.use_peft:
-            rank = whole("lora_r", args.lora_r_range, log=True)
+            rank = integer("lora_r", args.lora_r_range, log=True)
             ratio = number("lora_alpha_ratio", args.lora_alpha_ratio_range, log=True)
             settings |= {"lora_r": rank, "lora_alpha": max(1, round(rank * ratio))}
             settings["lora_dropout"] = number("lora_dropout", args.lora_dropout_range)
-        settings["num_train_epochs"] = float(whole("num_train_epochs", args.num_train_epochs_range))
+        settings["num_train_epochs"] = float(integer("num_train_epochs", args.num_train_epochs_range))
         several = len(self.forms) > 1
         settings["prompt_form"] = trial.suggest_categorical("prompt_form", self.forms) if several else self.forms[0]
         return settings

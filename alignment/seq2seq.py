@@ -29,7 +29,7 @@ from alignment.errors import InputError
 from alignment.held_out import HeldOut, HeldOutRouge, mean_over_tokens
 from alignment.progress import TrainingProgress
 from alignment.records import Record
-from alignment.training import AdapterCheckpoints, add_callbacks
+from alignment.training import ResumableTrainer, add_callbacks
 
 # What names are masked with in the Korean DialogSum.
 TAGS = (
@@ -194,7 +194,7 @@ def loss_over_tokens(
     return loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class BaselineTrainer(AdapterCheckpoints, HeldOutRouge, Seq2SeqTrainer):
+class BaselineTrainer(ResumableTrainer, HeldOutRouge, Seq2SeqTrainer):
     """transformers' `Seq2SeqTrainer` on examples of `input_ids` and `labels`, with held-out ROUGE.
 
     Args:

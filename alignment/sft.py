@@ -1,6 +1,6 @@
 """Supervised fine-tuning on dialogues: TRL's `SFTTrainer`, with less work for the same losses.
 
-Departs from TRL 1.16 in three ways. The vocabulary head is computed where a label is and nowhere else: off the GPU TRL
+Departs from TRL 1.16 in three ways. The LM head is computed where a label is and nowhere else: off the GPU TRL
 computes it at every position, and a summary is a sixth of the tokens. The held-out loss is the mean over tokens, not
 over batches, so that it does not change with their size or the number of processes. And evaluation also writes
 summaries, scores them, and shows one.
@@ -32,7 +32,7 @@ from alignment.held_out import HeldOut, HeldOutRouge, SummaryBefore, mean_over_t
 from alignment.progress import TrainingProgress
 from alignment.records import Record
 from alignment.run import settings_of
-from alignment.training import AdapterCheckpoints, add_callbacks, return_freed_memory
+from alignment.training import ResumableTrainer, add_callbacks, return_freed_memory
 
 
 def check_goes_on(settings: dict[str, Any], before: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def encode(
     )
 
 
-class DialogueSFTTrainer(AdapterCheckpoints, HeldOutRouge, SFTTrainer):
+class DialogueSFTTrainer(ResumableTrainer, HeldOutRouge, SFTTrainer):
     """TRL's `SFTTrainer` on examples of `input_ids` and `labels`, with the head at supervised positions only.
 
     Args:

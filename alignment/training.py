@@ -59,7 +59,7 @@ def is_sharded(model: nn.Module) -> bool:
     return is_deepspeed_zero3_enabled() or any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
-class AdapterCheckpoints(Trainer):
+class ResumableTrainer(Trainer):
     """A trainer whose checkpoints of adapters resume exactly; comes before TRL's trainer among the bases."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ def size_of(folder: str | Path, revision: str = "main") -> dict[str, int]:
     cached = None if Path(folder).is_dir() else try_to_load_from_cache(str(folder), "config.json", revision=revision)
     numbers, files = 0, sorted((Path(cached).parent if isinstance(cached, str) else Path(folder)).glob("*.safetensors"))
     for file in files:
-        with whole(file), safe_open(file, "pt") as weights:
+        with intact(file), safe_open(file, "pt") as weights:
             numbers += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return {"numbers": numbers, "bytes": sum(file.stat().st_size for file in files)}
 
@@ -46,7 +46,7 @@ def _digest(file: Path) -> str:
 
 
 @contextmanager
-def whole(file: Path) -> Iterator[None]:
+def intact(file: Path) -> Iterator[None]:
     """Tells of a file that an interrupted copy has cut.
 
     Raises:

@@ -58,12 +58,12 @@ from alignment.cache import growing
 from alignment.head import loss_in_head
 from alignment.parser import CONFIGS
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
-from alignment.ppo.prompts import join
+from alignment.ppo.prompt_cache import join
 from alignment.ppo.roles import ADAPTER, HEAD, POLICY, REFERENCE, RewardRole, RewardStart
-from alignment.ppo.rollout import judge_batch, read
+from alignment.ppo.rollout import judge_batch, prefill
 from alignment.sft import DialogueSFTTrainer
 from reward.model import make_batch
-from reward.model import read as score
+from reward.model import raw_scores as score
 
 GIB = 2**30
 SHAPES = {
@@ -209,15 +209,15 @@ def ppo_update(roles: Roles, optimizer: torch.optim.Optimizer) -> None:
     prompts = [[i, *[1] * (prompt - 1)] for i in range(PPO_BATCH)]  # none equal, or it would be read once
     ids, mask = (torch.ones(PPO_BATCH, prompt + new, dtype=torch.long, device=device) for _ in range(2))
     with torch.no_grad():  # sample
-        cache = growing(join(read(roles, prompts, POLICY, PPO_MICRO_BATCH), device))
+        cache = growing(join(prefill(roles, prompts, POLICY, PPO_MICRO_BATCH), device))
         roles.model(ids[:, prompt - 1 : -1], attention_mask=mask[:, :-1], past_key_values=cache, logits_to_keep=1)
         logits = roles.model(ids[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
         logits[:, -1].float().softmax(-1).cumsum(-1, dtype=torch.float64)
         del cache, logits
-    cache = join(read(roles, prompts, roles.prompt_role, PPO_MICRO_BATCH), device)
+    cache = join(prefill(roles, prompts, roles.prompt_role, PPO_MICRO_BATCH), device)
     RewardRole(roles, 0)(ids[:, prompt - 1 :], mask, mask.cumsum(1) - 1, cache, use_cache=True)
     del cache
-    of_part = [roles.read_prompts(prompts[:PPO_MICRO_BATCH], role) for role in (POLICY, REFERENCE, roles.prompt_role)]
+    of_part = [roles.prefill(prompts[:PPO_MICRO_BATCH], role) for role in (POLICY, REFERENCE, roles.prompt_role)]
     micro = {
         f"{part}_{kind}": torch.ones(PPO_MICRO_BATCH, tokens, dtype=dtype, device=device)
         for part, tokens in (("prompt", prompt), ("completion", new))

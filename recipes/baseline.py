@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     facts = {
         "prompt_form": dialogue.BARE,
         "language": language,
-        "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
+        "data": {"train": data.stamp(train), "held_out": data.stamp(held_out)},
     }
     output, resume = Path(args.output_dir), (args.overwrite_output_dir, args.resume_from_checkpoint)
     outputs.claim_folder(output)

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     facts = {
         "phase": phase,  # its prompts are those of the model that it comes from
         "prompt_form": form,
-        "data": {"train": data.summary(train), "held_out": data.summary(held_out)},
+        "data": {"train": data.stamp(train), "held_out": data.stamp(held_out)},
         "starts_from": [weights_of(one) for one in (args.sft_model, rewarding) if one],
     }
     if not any(output.glob("phase3*")):  # else they are of that run

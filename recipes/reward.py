@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.stage == "pair":
         return
 
-    facts["data"] = {split: pairs.summary(compared[split]) for split in SPLITS} | {"all": data.summary(everything)}
+    facts["data"] = {split: pairs.stamp(compared[split]) for split in SPLITS} | {"all": data.stamp(everything)}
     settings, resume = run.settings_of(model_args, label_args, args), args.resume_from_checkpoint
     current = run.Run.start("Reward model", output / "model", settings, facts, args.overwrite_output_dir, resume)
     if not current.finished:

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
     output = Path(args.output_dir)
     outputs.make_folder(output)
-    facts = {"train": data.summary(train), "held_out": data.summary(held_out)}
+    facts = {"train": data.stamp(train), "held_out": data.stamp(held_out)}
     settings = settings_of_study(model_args, prompt_args, args, facts)
     study = Study(output, DIRECTIONS[args.objective], settings, args.seed)
     data.write_rejected(rejected, output / "rejected.jsonl")

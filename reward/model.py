@@ -54,7 +54,7 @@ def make_batch(
     }  # fmt: skip
 
 
-def read(model: nn.Module | RewardRole, batch: Batch) -> Tensor:
+def raw_scores(model: nn.Module | RewardRole, batch: Batch) -> Tensor:
     """The head's raw score of each summary (N), at its last token that is not the pad token.
 
     That is its end token, or the one before where a tokenizer pads with the end token.
@@ -66,7 +66,7 @@ def read(model: nn.Module | RewardRole, batch: Batch) -> Tensor:
     order = lengths.argsort(stable=True)
     enough = torch.cat([order, order[-1:].expand(max(0, CHUNKS - len(order)))])
     prompt_mask = batch["attention_mask"]
-    # What is recomputed under gradient checkpointing keeps no keys and values: each summary is read with its prompt.
+    # What is recomputed under gradient checkpointing keeps no KV cache: each summary is read with its prompt.
     whole = (
         isinstance(model, nn.Module)
         and model.training
@@ -96,7 +96,7 @@ def read(model: nn.Module | RewardRole, batch: Batch) -> Tensor:
 
 
 def _select(cache: Cache, rows: Tensor) -> Cache:
-    """Keys and values of these rows, as a cache of its own."""
+    """The KV cache of these rows, as one of its own."""
     chosen = copy(cache)
     chosen.layers = [copy(layer) for layer in cache.layers]
     chosen.batch_select_indices(rows)
@@ -317,7 +317,7 @@ class RewardModel:
                 )
                 batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
                 indices = [i for _, own in part for i in own]
-                for i, of_head in zip(indices, read(self.model, batch).tolist(), strict=True):
+                for i, of_head in zip(indices, raw_scores(self.model, batch).tolist(), strict=True):
                     told = self.attribution.score(dialogues[i], summaries[i])
                     scores[i] = self.scale.score(of_head + self.attribution_weight * told, summaries[i])
                 progress.advance(len(part))

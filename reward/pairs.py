@@ -110,7 +110,7 @@ def as_rows(pairs: list[Pair], prompts: dict[str, str]) -> list[dict[str, Any]]:
     return [{"prompt": prompts[pair.id], **asdict(pair)} for pair in pairs]
 
 
-def summary(pairs: list[Pair]) -> dict[str, Any]:
+def stamp(pairs: list[Pair]) -> dict[str, Any]:
     """What a manifest says of pairs: how many, and their fingerprint."""
     lines = "\n".join(json.dumps(asdict(pair)) for pair in pairs)
     return {"pairs": len(pairs), "sha256": hashlib.sha256(lines.encode()).hexdigest()}

@@ -27,8 +27,8 @@ from alignment.arguments import RewardArguments
 from alignment.ppo.roles import HEAD
 from alignment.progress import TrainingProgress
 from alignment.records import Record
-from alignment.training import AdapterCheckpoints, add_callbacks
-from reward.model import Batch, encode_summaries, head_of, load_head, make_batch, read
+from alignment.training import ResumableTrainer, add_callbacks
+from reward.model import Batch, encode_summaries, head_of, load_head, make_batch, raw_scores
 from reward.pairs import Pair
 
 
@@ -100,14 +100,14 @@ def _mean_by(owner: Tensor, values: Tensor) -> Tensor:
     return sums / index.bincount()
 
 
-class DialogueRewardTrainer(AdapterCheckpoints, RewardTrainer):
+class DialogueRewardTrainer(ResumableTrainer, RewardTrainer):
     """TRL's `RewardTrainer` on examples of a dialogue: `prompt_ids`, and for each pair `chosen_ids`, `rejected_ids`."""
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over dialogues of the mean loss of their pairs, so that each dialogue counts alike."""
-        scores, owner = read(model, inputs), inputs["owner"][inputs["chosen"]]  # N, K
+        scores, owner = raw_scores(model, inputs), inputs["owner"][inputs["chosen"]]  # N, K
         chosen, rejected = scores[inputs["chosen"]], scores[inputs["rejected"]]
         losses = -F.logsigmoid(chosen - rejected - inputs["margin"])
         if self.args.center_rewards_coefficient is not None:

@@ -26,9 +26,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from alignment.errors import InputError
 from alignment.head import SCALES, TokenLogProbs
-from alignment.ppo.prompts import Prompt, join, pad, split
+from alignment.ppo.prompt_cache import PromptCache, join, pad, split
 from alignment.training import let_gradients_through
-from alignment.weights import whole
+from alignment.weights import intact
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward", "value"  # PEFT saves "default" at the top
 ADAPTER, HEAD = f"adapter_{SAFE_WEIGHTS_NAME}", "head.safetensors"
@@ -67,9 +67,7 @@ class Roles(nn.Module):
         if scaled := [name for name in SCALES if getattr(text, name, None) not in (None, 1, 1.0)]:
             raise InputError(f"{self.name_or_path}: {scaled[0]} scales its logits, which PPO here does not support.")
         if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-            raise InputError(
-                "An adapter on the output head cannot be trained by PPO. Leave it out of the LoRA targets."
-            )
+            raise InputError("An adapter on the LM head cannot be trained by PPO. Leave it out of the LoRA targets.")
         self._add(REFERENCE, POLICY)
         if reward is not None:
             try:
@@ -109,7 +107,7 @@ class Roles(nn.Module):
                 self.value_head.weight.copy_(weight / reward.deviation)
                 self.value_head.bias.fill_(-reward.mean / reward.deviation)
         self.checkpointing = False
-        self.known: dict[tuple[int, ...], Prompt] = {}
+        self.known: dict[tuple[int, ...], PromptCache] = {}
         self._activate(POLICY)
 
     def _add(self, role: str, like: str) -> None:
@@ -169,14 +167,14 @@ class Roles(nn.Module):
         return parameters
 
     def _hidden(self, ids: Tensor, mask: Tensor, cache: Cache | None = None, keep: bool = False) -> tuple:
-        """Last hidden states (B x t x H) of the last t tokens of a mask B x T, and keys and values if kept."""
+        """Last hidden states (B x t x H) of the last t tokens of a mask B x T, and the KV cache if kept."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = self.model.get_base_model().base_model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=keep
         )
         return output.last_hidden_state, output.past_key_values
 
-    def _before(self, batch: MicroBatch, role: str, prompts: list[Prompt] | None) -> Tensor:
+    def _before(self, batch: MicroBatch, role: str, prompts: list[PromptCache] | None) -> Tensor:
         """Hidden states that each completion token follows (B x C x H), the prompt read anew where it is not given."""
         mask, last = batch["completion_mask"], batch["prompt_ids"].shape[1] - 1
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"][:, :-1]], dim=1)
@@ -189,7 +187,7 @@ class Roles(nn.Module):
         return hidden[:, last - start :]
 
     def log_probs(
-        self, batch: MicroBatch, temperature: float = 1.0, role: str = POLICY, prompts: list[Prompt] | None = None
+        self, batch: MicroBatch, temperature: float = 1.0, role: str = POLICY, prompts: list[PromptCache] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy at each completion token (both B x C, 0 where there is none)."""
         mask = batch["completion_mask"]
@@ -200,19 +198,19 @@ class Roles(nn.Module):
         return log_probs, entropy
 
     @torch.no_grad()
-    def read_prompts(self, prompts: Sequence[Sequence[int]], role: str) -> list[Prompt]:
+    def prefill(self, prompts: Sequence[Sequence[int]], role: str) -> list[PromptCache]:
         """All but the last token of each prompt (N), as a role reads them: together, and equal ones once."""
         rows = list(dict.fromkeys(map(tuple, prompts)))
         ids, mask = (block.to(self.device) for block in pad([row[:-1] for row in rows], 0, "left"))
         if ids.shape[1] == 0:
-            return [Prompt(0, [], None)] * len(prompts)
+            return [PromptCache(0, [], None)] * len(prompts)
         with self._no_checkpointing(), self.acting(role):
             _, cache = self._hidden(ids, mask.long(), keep=True)
         read = dict(zip(rows, split(cache, [len(row) - 1 for row in rows]), strict=True))
         return [read[tuple(prompt)] for prompt in prompts]
 
     @contextmanager
-    def knowing(self, prompts: Sequence[Sequence[int]], read: list[Prompt]) -> Iterator[None]:
+    def knowing(self, prompts: Sequence[Sequence[int]], read: list[PromptCache]) -> Iterator[None]:
         """Within it, the reward goes on from these prompts as `prompt_role` has read them, in batches of no others."""
         if self.prompt_role == REWARD:
             self.known = dict(zip(map(tuple, prompts), read, strict=True))
@@ -221,8 +219,8 @@ class Roles(nn.Module):
         finally:
             self.known = {}
 
-    def values(self, batch: MicroBatch, prompts: list[Prompt]) -> Tensor:
-        """The value before each completion token (B x C), given what `read_prompts` of `prompt_role` returned."""
+    def values(self, batch: MicroBatch, prompts: list[PromptCache]) -> Tensor:
+        """The value before each completion token (B x C), given what `prefill` of `prompt_role` returned."""
         hidden = self._before(batch, VALUE, prompts)
         return self.value_head(hidden.float()).squeeze(-1) * batch["completion_mask"]
 
@@ -241,8 +239,8 @@ class Roles(nn.Module):
         prompt_mask: Tensor,
         completion_ids: Tensor,
         completion_mask: Tensor,
-        policy_prompts: list[Prompt] | None,
-        value_prompts: list[Prompt],
+        policy_prompts: list[PromptCache] | None,
+        value_prompts: list[PromptCache],
         temperature: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, entropies and values (B x C each); the backward pass may follow at once.
@@ -286,7 +284,7 @@ def read_head(folder: Path, shape: torch.Size) -> Tensor:
     """The weight of a reward model's head."""
     if not (path := folder / HEAD).is_file():
         raise InputError(f"{folder}: no {HEAD} in it. Expected a folder that recipes/reward.py has written.")
-    with whole(path):
+    with intact(path):
         weight = load_file(path)["weight"]
     if weight.shape != shape:
         raise InputError(f"{path}: a head of {tuple(weight.shape)} for a base of {tuple(shape)}.")
@@ -317,7 +315,7 @@ class RewardRole:
         past_key_values: Cache | None = None,
         use_cache: bool = False,
     ) -> SequenceClassifierOutputWithPast:
-        """Raw scores (B x 1) and keys and values."""
+        """Raw scores (B x 1) and the KV cache."""
         roles = self.roles
         if past_key_values is None and use_cache:
             blocks = zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True)

@@ -15,10 +15,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.decode import noise, tokens_at, write
+from alignment.decode import decode, inverse_cdf_sample, noise
 from alignment.errors import InputError
 from alignment.head import head_of_few
-from alignment.ppo.prompts import Prompt, join, pad
+from alignment.ppo.prompt_cache import PromptCache, join, pad
 from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
 
 # Called by keyword with `prompts`, `completions` and the data set's other columns; one number for each completion.
@@ -66,7 +66,7 @@ def sample(
     end_token_id: int,
     temperature: float,
     max_new_tokens: int,
-    read: list[Prompt],
+    read: list[PromptCache],
     batch_size: int,
 ) -> list[list[int]]:
     """Samples the policy's completion of each prompt, with its end token if it came to one.
@@ -85,18 +85,18 @@ def sample(
             ids, mask = (block.to(roles.device) for block in pad(prompts[rows], 0, "left"))
 
             def choose(logits: Tensor, alive: list[int], length: int, own: Tensor = numbers[rows]) -> Tensor:
-                return tokens_at(logits, own[alive, length], temperature)
+                return inverse_cdf_sample(logits, own[alive, length], temperature)
 
             cache, most = join(read[rows], roles.device), [max_new_tokens] * len(ids)
-            ended = write(roles.model, ids[:, -1:], mask, cache, choose, end_token_id, most)
+            ended = decode(roles.model, ids[:, -1:], mask, cache, choose, end_token_id, most)
             completions += [completion for _, completion in sorted(ended)]
     return completions
 
 
-def read(roles: Roles, prompts: list[list[int]], role: str, batch_size: int) -> list[Prompt]:
+def prefill(roles: Roles, prompts: list[list[int]], role: str, batch_size: int) -> list[PromptCache]:
     """What a role reads of these prompts (N), a micro-batch at a time, whatever is sampled together."""
     parts = range(0, len(prompts), batch_size)
-    return [prompt for start in parts for prompt in roles.read_prompts(prompts[start : start + batch_size], role)]
+    return [prompt for start in parts for prompt in roles.prefill(prompts[start : start + batch_size], role)]
 
 
 def micro_batches(
@@ -119,7 +119,7 @@ def micro_batches(
     return batches
 
 
-def whole(batches: list[dict[str, Any]], name: str) -> Tensor:
+def concatenated(batches: list[dict[str, Any]], name: str) -> Tensor:
     """What all micro-batches hold under a name, in one block (N x the longest C, 0 or False beyond their own)."""
     longest = max(batch[name].shape[1] for batch in batches)
     return torch.cat([F.pad(batch[name], (0, longest - batch[name].shape[1])) for batch in batches])
@@ -158,8 +158,8 @@ def judge(
     roles: Roles,
     prompts: list[list[int]],
     completions: list[list[int]],
-    policy_prompts: list[Prompt],
-    value_prompts: list[Prompt],
+    policy_prompts: list[PromptCache],
+    value_prompts: list[PromptCache],
     pad_token_id: int,
     batch_size: int,
     temperature: float,
@@ -176,7 +176,7 @@ def judge(
         of_policy = of_reference = None
         if policy_prompts:
             of_policy, shared = policy_prompts[rows], roles.prompt_role == REFERENCE
-            of_reference = value_prompts[rows] if shared else roles.read_prompts(prompts[rows], REFERENCE)
+            of_reference = value_prompts[rows] if shared else roles.prefill(prompts[rows], REFERENCE)
         judged.append(batch | judge_batch(roles, batch, temperature, of_policy, of_reference, value_prompts[rows]))
     return judged
 
@@ -186,9 +186,9 @@ def judge_batch(
     roles: Roles,
     batch: MicroBatch,
     temperature: float,
-    policy_prompts: list[Prompt] | None,
-    reference_prompts: list[Prompt] | None,
-    value_prompts: list[Prompt],
+    policy_prompts: list[PromptCache] | None,
+    reference_prompts: list[PromptCache] | None,
+    value_prompts: list[PromptCache],
 ) -> dict[str, Any]:
     """What policy, reference and value say of a micro-batch before it is learnt from, on the CPU (B x C each).
 

@@ -33,17 +33,17 @@ from alignment.ppo.config import PPOConfig, count_steps
 from alignment.ppo.guards import RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import POLICY, Roles
-from alignment.ppo.rollout import Scorer, encode_prompts, judge, read, sample, score, whole
+from alignment.ppo.rollout import Scorer, concatenated, encode_prompts, judge, prefill, sample, score
 from alignment.ppo.vllm import VLLM
 from alignment.run import last_checkpoint, say, step_of, write_json
-from alignment.training import AdapterCheckpoints, add_callbacks
+from alignment.training import ResumableTrainer, add_callbacks
 
 # Called as a scorer is; figures over all completions, for evaluation.
 Metric = Callable[..., dict[str, float]]
 STATE = "ppo.json"
 
 
-class PPOTrainer(AdapterCheckpoints):
+class PPOTrainer(ResumableTrainer):
     """Trains a policy by PPO.
 
     Args:
@@ -174,7 +174,7 @@ class PPOTrainer(AdapterCheckpoints):
         prompts = [self.prompt_ids[row] for row in rows]
         pad_id, micro = self.processing_class.pad_token_id, args.per_device_train_batch_size
         self.roles.eval()
-        of_policy = [] if self.vllm and args.reread_prompts else read(self.roles, prompts, POLICY, micro)
+        of_policy = [] if self.vllm and args.reread_prompts else prefill(self.roles, prompts, POLICY, micro)
         how = (prompts, places, args.seed, self.end_token_id, args.temperature, self.max_new_tokens)
         if self.vllm:
             completions = self.vllm.sample(*how)
@@ -187,7 +187,7 @@ class PPOTrainer(AdapterCheckpoints):
                 "what the model was trained on: it ends its answers before the first word."
             )
         sampled_seconds = time.monotonic() - started
-        of_value = read(self.roles, prompts, self.roles.prompt_role, micro)
+        of_value = prefill(self.roles, prompts, self.roles.prompt_role, micro)
         with self.roles.knowing(prompts, of_value):
             raw = self._score(self.train_dataset.select(rows), texts)
         combined = self._combine(raw)
@@ -196,7 +196,7 @@ class PPOTrainer(AdapterCheckpoints):
         of_policy = [] if args.reread_prompts else of_policy
         batches = judge(self.roles, prompts, completions, of_policy, of_value, pad_id, micro, args.temperature)
         names = ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
-        mask, log_probs, ref_log_probs, entropy, values = (whole(batches, name) for name in names)
+        mask, log_probs, ref_log_probs, entropy, values = (concatenated(batches, name) for name in names)
         begins = self.scale is None
         mean, deviation = self.scale = self.scale or self._scale_of(relative)
         scores = ((relative - mean) / deviation).clamp(-args.score_clip, args.score_clip)

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from alignment.errors import InputError
-from alignment.ppo.prompts import pad
+from alignment.ppo.prompt_cache import pad
 from alignment.ppo.roles import POLICY, Roles
 
 AT_ONCE = 256  # requests, which the server gathers into batches as they come

@@ -180,7 +180,7 @@ def test_the_split_into_micro_batches_does_not_matter(tmp_path: Path, reread: bo
 
 def sampled(prompts: list[list[int]], places: Sequence[int], tokens: int, temperature: float = 1.0) -> list[list[int]]:
     roles = Roles(model())
-    of_policy = roles.read_prompts(prompts, POLICY)
+    of_policy = roles.prefill(prompts, POLICY)
     return rollouts.sample(roles, prompts, places, 0, 1, temperature, tokens, of_policy, batch_size=len(prompts))
 
 
@@ -188,7 +188,7 @@ def test_a_completion_does_not_depend_on_what_shares_its_batch():
     prompts = [[5, 6, 7], [8], [8], [9, 10, 11, 12]]  # one of them twice, which is read once
     together = sampled(prompts, range(4), 8)
     roles = Roles(model())
-    of_policy = rollouts.read(roles, prompts, POLICY, 3)
+    of_policy = rollouts.prefill(roles, prompts, POLICY, 3)
     assert rollouts.sample(roles, prompts, range(4), 0, 1, 1.0, 8, of_policy, batch_size=2) == together
     alone = [sampled([prompt], [i], 8)[0] for i, prompt in enumerate(prompts)]
     assert together == alone
@@ -264,7 +264,7 @@ def test_the_value_begins_by_foreseeing_the_first_scores(tmp_path: Path, monkeyp
     assert of_tokens[mask].mean().abs() > 0.1  # completions that did not end cost something
     torch.testing.assert_close(fitted["values"][mask].mean(), of_tokens[mask].mean(), rtol=1e-4, atol=1e-5)
     assert (fitted["values"] - of_tokens)[mask].var() <= of_tokens[mask].var() + 1e-6
-    assert torch.equal(rollouts.whole(batches, "old_values"), fitted["values"])
+    assert torch.equal(rollouts.concatenated(batches, "old_values"), fitted["values"])
 
 
 def test_a_completion_that_does_not_end_costs(tmp_path: Path):

@@ -65,7 +65,7 @@ def vllm_of(server: Server, roles: Roles) -> VLLM:
 
 
 def test_the_server_writes_what_the_policy_writes(server: Server, roles: Roles):
-    of_policy = roles.read_prompts(PROMPTS, POLICY)
+    of_policy = roles.prefill(PROMPTS, POLICY)
     first = sample(roles, PROMPTS, range(3), 0, 1, GREEDY, 8, of_policy, 3)
     end = next(token for ids in first for token in ids[1:7] if token != ids[0])  # so that one ends before its limit
     expected = sample(roles, PROMPTS, range(3), 0, end, GREEDY, 8, of_policy, 3)
@@ -189,7 +189,7 @@ def test_vllm_itself_writes_what_the_policy_writes():
         parameter.data.add_(0.01 * torch.randn_like(parameter))
     prompts = [tokenizer(record.dialogue).input_ids for record in load_records("embedded-ko")[0][:8]]
     vllm, end = VLLM(url, roles, prompts[0]), tokenizer.eos_token_id
-    ours = sample(roles, prompts, range(8), 0, end, GREEDY, 32, roles.read_prompts(prompts, POLICY), 8)
+    ours = sample(roles, prompts, range(8), 0, end, GREEDY, 32, roles.prefill(prompts, POLICY), 8)
     theirs = vllm.sample(prompts, range(8), 0, end, GREEDY, 32)
     assert sum(map(list.__eq__, ours, theirs)) >= 6  # near ties fall either way
     noisy = vllm.sample(prompts, range(8), 0, end, 1.0, 32)

@@ -197,7 +197,7 @@ def test_samples_of_a_prompt_read_it_once_and_are_the_same_as_alone(sliding_wind
 def test_samples_are_those_that_transformers_would_draw(options, texts_of, model, monkeypatch):
     how = {"by": deepcopy(model).double(), "do_sample": True, "max_new_tokens": ROOM + 16, **options}
     sampled = texts_of(**how)
-    monkeypatch.setattr(generation, "read_once", lambda *_: None)
+    monkeypatch.setattr(generation, "prefill", lambda *_: None)
     assert sampled == texts_of(**how)
 
 

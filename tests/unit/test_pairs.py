@@ -14,7 +14,7 @@ from alignment.formats import write_rows
 from alignment.records import Record
 from reward.candidates import CORRUPTED
 from reward.labels import Label, LabelArguments
-from reward.pairs import BINS, Pair, as_rows, check_ids, counts, length_bin, make_pairs, summary
+from reward.pairs import BINS, Pair, as_rows, check_ids, counts, length_bin, make_pairs, stamp
 
 SHORTER, LIKE, LONGER = BINS
 ARGS = LabelArguments()
@@ -178,9 +178,9 @@ def test_pairs_are_counted_by_kind_and_length():
 
 
 def test_the_fingerprint_tells_other_pairs():
-    assert summary(PAIRS)["pairs"] == 3
-    assert summary(PAIRS) == summary(list(PAIRS))
-    assert len({summary(pairs)["sha256"] for pairs in (PAIRS, PAIRS[:2], PAIRS[::-1])}) == 3
+    assert stamp(PAIRS)["pairs"] == 3
+    assert stamp(PAIRS) == stamp(list(PAIRS))
+    assert len({stamp(pairs)["sha256"] for pairs in (PAIRS, PAIRS[:2], PAIRS[::-1])}) == 3
 
 
 @pytest.fixture

@@ -94,14 +94,14 @@ def test_log_probs_of_policy_and_reference(
     for role, recorded in ((POLICY, case.logprobs), (REFERENCE, case.ref_logprobs)):
         ours, _ = roles.log_probs(batch, TEMPERATURE, role)
         close(ours[mask], recorded[:, : mask.shape[1]][mask])
-        ours, _ = roles.log_probs(batch, TEMPERATURE, role, roles.read_prompts(prompts, role))
+        ours, _ = roles.log_probs(batch, TEMPERATURE, role, roles.prefill(prompts, role))
         close(ours[mask], recorded[:, : mask.shape[1]][mask])
     assert (case.logprobs - case.ref_logprobs)[case.mask].abs().max() > 0.05  # two roles, not one
 
 
 def test_values(case: Case, roles: Roles, batch: dict[str, Tensor], prompts: list[list[int]]):
     mask = batch["completion_mask"]
-    ours = roles.values(batch, roles.read_prompts(prompts, roles.prompt_role))
+    ours = roles.values(batch, roles.prefill(prompts, roles.prompt_role))
     close(ours[mask], case.values[:, : mask.shape[1]][mask])
 
 

@@ -33,7 +33,7 @@ from alignment.ppo.roles import HEAD
 from alignment.records import Record
 from alignment.run import write_json
 from reward.attribution import Attribution
-from reward.model import RewardModel, Scale, encode_summaries, head_of, load_scorer, make_batch, read
+from reward.model import RewardModel, Scale, encode_summaries, head_of, load_scorer, make_batch, raw_scores
 from reward.pairs import Pair
 from reward.trainer import PairCollator, make_examples, make_trainer
 
@@ -146,7 +146,7 @@ def prompt_ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 def scores_and_gradients(model: PeftModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    scores = read(model, batch)
+    scores = raw_scores(model, batch)
     (scores * torch.arange(1, len(scores) + 1)).sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     return {"scores": scores.detach()} | gradients
@@ -208,7 +208,9 @@ def test_scores_do_not_depend_on_padding(saved, tiny_tokenizer):
     assert padded["input_ids"].shape[1] > plain["input_ids"].shape[1]
     assert padded["summary_ids"].shape[1] > plain["summary_ids"].shape[1]
     with torch.inference_mode():
-        torch.testing.assert_close(read(saved.model.model, padded), read(saved.model.model, plain), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            raw_scores(saved.model.model, padded), raw_scores(saved.model.model, plain), rtol=0, atol=1e-5
+        )
 
 
 def test_a_score_does_not_depend_on_the_other_summaries_where_the_dialogue_is_beyond_the_context(llama):

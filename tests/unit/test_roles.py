@@ -29,10 +29,10 @@ from transformers import (
 from alignment.errors import InputError
 from alignment.models import add_adapter
 from alignment.ppo import Roles
-from alignment.ppo.prompts import Prompt
+from alignment.ppo.prompt_cache import PromptCache
 from alignment.ppo.roles import HEAD, POLICY, REFERENCE, REWARD, VALUE, RewardRole, RewardStart
-from alignment.ppo.rollout import micro_batches, whole
-from reward.model import make_batch, read
+from alignment.ppo.rollout import concatenated, micro_batches
+from reward.model import make_batch, raw_scores
 
 SIZE = {
     "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -93,7 +93,7 @@ def batch() -> dict[str, Tensor]:
 
 
 def forward(roles: Roles, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    of_value = roles.read_prompts(PROMPTS, roles.prompt_role)
+    of_value = roles.prefill(PROMPTS, roles.prompt_role)
     return roles(**batch, policy_prompts=None, value_prompts=of_value, temperature=1.0)
 
 
@@ -116,7 +116,7 @@ def test_log_probs_are_those_of_the_model_alone(name: str, batch: dict[str, Tens
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_prompts_read_once_give_the_same_log_probs(name: str, batch: dict[str, Tensor]):
     roles = Roles(adapted(1, name))
-    ours, _ = roles.log_probs(batch, prompts=roles.read_prompts(PROMPTS, POLICY))
+    ours, _ = roles.log_probs(batch, prompts=roles.prefill(PROMPTS, POLICY))
     torch.testing.assert_close(ours, roles.log_probs(batch)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_a_prompt_that_several_rows_share_is_read_once(name: str):
     roles = Roles(adapted(1, name))
     rows = [PROMPTS[1], PROMPTS[1], PROMPTS[0], PROMPTS[1]]
     (batch,) = micro_batches(rows, [*COMPLETIONS, [30, 1]], pad_token_id=0, batch_size=4)
-    prompts = roles.read_prompts(rows, POLICY)
+    prompts = roles.prefill(rows, POLICY)
     assert prompts[0] is prompts[1] is prompts[3] is not prompts[2]
     ours, _ = roles.log_probs(batch, prompts=prompts)
     torch.testing.assert_close(ours, roles.log_probs(batch)[0], rtol=1e-4, atol=1e-5)
@@ -137,13 +137,15 @@ def test_how_many_prompts_are_read_together_changes_nothing(name: str, apart: bo
     roles = Roles(adapted(1, name))
     expected, _ = roles.log_probs(batch)
     if apart:
-        own = [roles.read_prompts([prompt], POLICY)[0] for prompt in PROMPTS]
+        own = [roles.prefill([prompt], POLICY)[0] for prompt in PROMPTS]
         ours, _ = roles.log_probs(batch, prompts=own)
     else:  # and go on apart
-        own = roles.read_prompts(PROMPTS, POLICY)
+        own = roles.prefill(PROMPTS, POLICY)
         parts = micro_batches(PROMPTS, COMPLETIONS, pad_token_id=0, batch_size=1)
         both = zip(parts, own, strict=True)
-        ours = whole([{"log_probs": roles.log_probs(part, prompts=[prompt])[0]} for part, prompt in both], "log_probs")
+        ours = concatenated(
+            [{"log_probs": roles.log_probs(part, prompts=[prompt])[0]} for part, prompt in both], "log_probs"
+        )
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -151,17 +153,17 @@ def test_a_micro_batch_is_as_wide_as_its_own_completions():
     completions = [[5, 1], [6, 7, 1], [8, 9, 10, 11, 1], [1]]
     batches = micro_batches([*PROMPTS, PROMPTS[0]], completions, pad_token_id=0, batch_size=2)
     assert [batch["completion_ids"].shape for batch in batches] == [(2, 3), (2, 5)]
-    mask = whole(batches, "completion_mask")
+    mask = concatenated(batches, "completion_mask")
     assert mask.shape == (4, 5)
     assert mask.sum(1).tolist() == [2, 3, 5, 1]
-    assert whole(batches, "completion_ids")[mask].tolist() == list(chain(*completions))
+    assert concatenated(batches, "completion_ids")[mask].tolist() == list(chain(*completions))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_completions_of_one_token_are_judged_with_and_without_what_was_read(name: str):
     roles = Roles(adapted(1, name))
     (batch,) = micro_batches(PROMPTS, [[1], [7], [3]], pad_token_id=0, batch_size=3)
-    anew, read = roles.log_probs(batch)[0], roles.log_probs(batch, prompts=roles.read_prompts(PROMPTS, POLICY))[0]
+    anew, read = roles.log_probs(batch)[0], roles.log_probs(batch, prompts=roles.prefill(PROMPTS, POLICY))[0]
     assert anew.shape == (3, 1)
     torch.testing.assert_close(read, anew, rtol=1e-4, atol=1e-5)
     for row, (prompt, token) in enumerate(zip(PROMPTS, (1, 7, 3), strict=True)):
@@ -172,38 +174,38 @@ def test_completions_of_one_token_are_judged_with_and_without_what_was_read(name
 def test_the_reward_does_not_read_again_what_is_known(reward: RewardStart):
     roles = Roles(adapted(1), reward)
     role, one = RewardRole(roles, pad_token_id=0), make_batch(PROMPTS, [[ids] for ids in COMPLETIONS], words())
-    expected = read(role, one)
+    expected = raw_scores(role, one)
     tokens = []
     counting = roles.model.get_base_model().base_model.register_forward_pre_hook(
         lambda _, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    read(role, one)
+    raw_scores(role, one)
     of_all = sum(tokens)
     tokens.clear()
-    with roles.knowing(PROMPTS, known := roles.read_prompts(PROMPTS, REWARD)):
+    with roles.knowing(PROMPTS, known := roles.prefill(PROMPTS, REWARD)):
         tokens.clear()
-        torch.testing.assert_close(read(role, one), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(raw_scores(role, one), expected, rtol=1e-4, atol=1e-5)
     assert of_all - sum(tokens) == 3 * (7 - 1)  # three rows as long as the longest prompt, but for its last token
     with roles.knowing(PROMPTS[:2], known[:2]):  # one is not known: all are read
         tokens.clear()
-        read(role, one)
+        raw_scores(role, one)
     assert sum(tokens) == of_all
     counting.remove()
-    assert torch.equal(read(role, one), expected)
+    assert torch.equal(raw_scores(role, one), expected)
 
 
 def test_prompts_read_once_give_the_gradient_of_the_completion_alone(batch: dict[str, Tensor]):
     roles = Roles(adapted(1))
     policy = roles._of(POLICY)
 
-    def gradients(prompts: list[Prompt] | None) -> list[Tensor]:
+    def gradients(prompts: list[PromptCache] | None) -> list[Tensor]:
         return list(torch.autograd.grad(roles.log_probs(batch, prompts=prompts)[0].sum(), policy, allow_unused=True))
 
     def cut(_: Any, args: Any, output: Tensor) -> Tensor:
         return torch.cat([output[:, :last].detach(), output[:, last:]], dim=1)
 
     ours, whole, last = (
-        gradients(roles.read_prompts(PROMPTS, POLICY)),
+        gradients(roles.prefill(PROMPTS, POLICY)),
         gradients(None),
         batch["prompt_ids"].shape[1] - 1,
     )
@@ -220,7 +222,7 @@ def test_prompts_read_once_give_the_gradient_of_the_completion_alone(batch: dict
 def test_values_begin_as_a_head_on_the_whole_text(name: str, batch: dict[str, Tensor]):
     alone, roles = adapted(1, name).eval(), Roles(adapted(1, name))
     torch.nn.init.normal_(roles.value_head.weight)
-    ours = roles.values(batch, roles.read_prompts(PROMPTS, roles.prompt_role))
+    ours = roles.values(batch, roles.prefill(PROMPTS, roles.prompt_role))
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         with torch.no_grad():
             hidden = alone.get_base_model().base_model(torch.tensor([prompt + completion])).last_hidden_state
@@ -264,7 +266,7 @@ def test_the_value_begins_as_the_centred_score(reward: RewardStart):
     text = torch.tensor([whole])
     raw = RewardRole(roles, 0)(text, torch.ones_like(text), torch.arange(len(whole)).unsqueeze(0)).logits.item()
     (batch,) = micro_batches([PROMPTS[0]], [[*COMPLETIONS[0], 30]], pad_token_id=0, batch_size=1)
-    after_the_end = roles.values(batch, roles.read_prompts(PROMPTS[:1], roles.prompt_role))[0, -1].item()
+    after_the_end = roles.values(batch, roles.prefill(PROMPTS[:1], roles.prompt_role))[0, -1].item()
     assert after_the_end == pytest.approx((raw - 0.5) / 2.0, rel=1e-4)
 
 
@@ -400,7 +402,7 @@ def test_an_adapter_with_a_copy_of_a_layer_is_refused():
 
 def test_an_adapter_on_the_head_is_refused():
     lora = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
-    with pytest.raises(InputError, match="output head"):
+    with pytest.raises(InputError, match="LM head"):
         Roles(get_peft_model(base(), lora))
 
 

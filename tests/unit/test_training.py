@@ -8,7 +8,7 @@ import torch
 from recipe_runs import result_of
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, PretrainedConfig, TrainingArguments
 
-from alignment.training import AdapterCheckpoints, return_freed_memory
+from alignment.training import ResumableTrainer, return_freed_memory
 
 
 def resident_mib() -> float:
@@ -55,7 +55,7 @@ def test_ddp_looks_for_weights_without_a_gradient_where_dialogues_leave_some(
     config: PretrainedConfig, looks: bool, tmp_path: Path
 ):
     model = AutoModelForCausalLM.from_config(config)
-    trainer = AdapterCheckpoints(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+    trainer = ResumableTrainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
     assert trainer.accelerator.ddp_handler.find_unused_parameters == looks
     model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
     unused = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from alignment.errors import InputError
-from alignment.weights import size_of, weights_of, whole
+from alignment.weights import intact, size_of, weights_of
 
 
 def write(folder: Path, value: float, numbers: int = 20_971_520) -> Path:
@@ -46,5 +46,5 @@ def test_a_file_that_was_cut_is_named(tmp_path: Path):
 
 
 def test_other_faults_pass():
-    with pytest.raises(OSError, match="elsewhere"), whole(Path("a")):
+    with pytest.raises(OSError, match="elsewhere"), intact(Path("a")):
         raise OSError("elsewhere")

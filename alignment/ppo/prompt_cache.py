@@ -1,4 +1,4 @@
-"""Prompts that are read once: keys and values of all but their last token, for whatever goes on from there."""
+"""The KV cache of a prompt: read once, all but its last token, for whatever goes on from there."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -15,7 +15,7 @@ from alignment.errors import InputError
 
 
 @dataclass(eq=False)
-class Prompt:
+class PromptCache:
     """All but the last token of a prompt as a role has read it, in host memory.
 
     Attributes:
@@ -36,14 +36,14 @@ def pad(rows: Sequence[Sequence[int]], pad_token_id: int, side: str) -> tuple[Te
     return block(ids, padding_value=pad_token_id), block([torch.ones_like(row, dtype=torch.bool) for row in ids])
 
 
-def split(cache: Cache, tokens: list[int]) -> list[Prompt]:
+def split(cache: Cache, tokens: list[int]) -> list[PromptCache]:
     """The rows of a cache, each with this many tokens after its padding.
 
     Raises:
-        InputError: The model keeps something else than keys and values.
+        InputError: The model keeps something else than a KV cache.
     """
     if any(type(layer) not in GROWING or layer.keys is None for layer in cache.layers):
-        raise InputError("This model keeps a state besides keys and values, which PPO here does not support.")
+        raise InputError("This model keeps a state besides its KV cache, which PPO here does not support.")
     empty = copy(cache)
     empty.layers = [copy(layer) for layer in cache.layers]
     for layer in empty.layers:
@@ -53,12 +53,12 @@ def split(cache: Cache, tokens: list[int]) -> list[Prompt]:
         return block[row, :, max(0, block.shape[2] - tokens[row]) :].to("cpu", copy=True)
 
     return [
-        Prompt(tokens[row], [(own(layer.keys, row), own(layer.values, row)) for layer in cache.layers], empty)
+        PromptCache(tokens[row], [(own(layer.keys, row), own(layer.values, row)) for layer in cache.layers], empty)
         for row in range(len(tokens))
     ]
 
 
-def join(prompts: list[Prompt], device: torch.device) -> Cache | None:
+def join(prompts: list[PromptCache], device: torch.device) -> Cache | None:
     """A cache of these rows (B), padded on the left, which may grow; None where no row has a token."""
     longest = max(prompts, key=lambda prompt: prompt.tokens)
     if longest.empty is None or not longest.tokens:
