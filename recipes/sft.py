@@ -70,7 +70,7 @@ def start_phase(
     facts = {
         "phase": phase,
         "prompt_form": prompt_args.prompt_form,
-        "data": dict(zip(("train", "held_out"), map(data.summary, split), strict=True)),
+        "data": dict(zip(("train", "held_out"), map(data.stamp, split), strict=True)),
     }
     folder = before.with_name(f"phase{phase}")
     if phase == 2:
