@@ -405,3 +405,57 @@ def test_fsdp_saves_what_can_be_loaded_again():
     fsdp = load_config_from_file(str(CONFIGS / "fsdp2_qlora.yaml")).fsdp_config
     assert fsdp["fsdp_version"] == 2
     assert fsdp["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+
+
+# --- a GPU ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stand_in_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that a torch without CUDA preloads to find a GPU."""
+    compiler = shutil.which("g++")
+    if not compiler or torch.version.cuda or sys.platform != "linux":
+        pytest.skip("needs g++ on Linux, and a torch without CUDA")
+    library, home = tmp_path_factory.mktemp("gpu") / "stand_in_gpu.so", Path(torch.__file__).parent
+    command = [compiler, "-std=c++20", "-fPIC", "-shared", "tests/stand_in_gpu.cpp", "-o", str(library)]
+    command += [f"-I{home / folder}" for folder in ("include", "include/torch/csrc/api/include")]
+    built = execute([*command, f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-lc10", "-ltorch_cpu"])
+    assert built.returncode == 0, built.stderr
+    return library
+
+
+def on_gpu(library: Path, recipe: str, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("LD_PRELOAD", str(library))
+        result = launch("single_gpu", [f"recipes/{recipe}.py", *flags], "tests/on_stand_in_gpu.py")
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_is_on_a_gpu_stays_there_and_learns_the_same(
+    stand_in_gpu: Path, launched: dict[int, Path], sft_flags_for: Flags, tiny_model: Path, dialogues: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    flags = sft_flags_for(
+        tmp_path / "gpu", use_cpu=False, phases=1, lora_dropout=0, gradient_accumulation_steps=2,
+        per_device_eval_batch_size=3, rouge_eval_rows=1, load_best_model_at_end=False,
+    )  # fmt: skip
+    on_gpu(stand_in_gpu, "sft", flags, monkeypatch)
+    trained = tmp_path / "gpu" / "phase1"
+    assert manifest(trained)["machine"]["gpus"] == ["stand-in"]
+    assert curve(trained, "loss") == pytest.approx(curve(launched[1] / "phase1", "loss"), rel=1e-4)
+
+    def ppo_flags(folder: str) -> list[str]:
+        values = {
+            "model_name_or_path": tiny_model, "sft_model": trained, "scorers": "rouge", "dataset_path": dialogues,
+            "dtype": "float32", "rollout_batch_size": 4, "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2, "max_new_tokens": 8, "num_updates": 2, "eval_steps": 2, "save_steps": 2,
+            "output_dir": tmp_path / folder,
+        }  # fmt: skip
+        return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
+
+    on_gpu(stand_in_gpu, "ppo", ppo_flags("gpu"), monkeypatch)
+    alone("ppo", ppo_flags("cpu"))
+    for name in ("loss", "kl", "eval_rouge"):
+        ours, cpus = (curve(tmp_path / folder / "phase3", name) for folder in ("gpu", "cpu"))
+        assert ours
+        assert ours == pytest.approx(cpus, rel=1e-3, abs=1e-5)
