@@ -21,9 +21,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 console = Console(stderr=True)
 
 
+def _on_gpu() -> bool:
+    return torch.cuda.is_available() and PartialState().device.type == "cuda"  # not with --use_cpu true
+
+
 def peak_memory_gib() -> float:
-    """Peak memory of this process so far, in GiB: of the GPU where there is one, else resident memory."""
-    if torch.cuda.is_available():
+    """Peak memory of this process so far, in GiB: of the GPU where one is used, else resident memory."""
+    if _on_gpu():
         return torch.cuda.max_memory_allocated() / 2**30
     kilobytes_per_unit = 1 / 1024 if sys.platform == "darwin" else 1
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes_per_unit / 2**20
@@ -32,7 +36,7 @@ def peak_memory_gib() -> float:
 def reset_peak_memory() -> None:
     """Frees what is left over and starts `peak_memory_gib` anew (on Linux and GPUs; elsewhere the highest stays)."""
     gc.collect()
-    if torch.cuda.is_available():
+    if _on_gpu():
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):

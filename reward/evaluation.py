@@ -78,7 +78,7 @@ def evaluate(
                 started, loading = time.monotonic(), loaded.seconds
                 raw, before = system.summarize(texts, f"Summarising with {name}", journals, folder / name, loaded)
                 cost["seconds"] = round(before + time.monotonic() - started - (loaded.seconds - loading), 1)
-                cost |= {"peak_memory_gib": round(peak_memory_gib(), 2), **system.size()}
+                cost |= {"peak_memory_gib": round(peak_memory_gib(), 3), **system.size()}
             own_rules = system.how.postprocess if system else rules
             summaries[name] = mend(texts, raw, own_rules)
             facts = {"predictions": files[name].name, "system": system.describe() if system else None}

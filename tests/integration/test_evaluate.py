@@ -85,7 +85,7 @@ def test_a_base_model_is_scored_with_every_figure_and_stamp(score, tiny_model, d
         assert result["references"] == [*expected["references"]]
         assert (result["name"], result["rows"]) == (tiny_model.name, len(records))
         assert 0 <= result["seconds"] < 600
-        assert 0.05 < result["peak_memory_gib"] < 20
+        assert 0 < result["peak_memory_gib"] < 20
 
 
 def test_no_partial_file_is_left(score, tiny_model):
