@@ -1,5 +1,6 @@
 """The command line and a YAML into the dataclasses of arguments.py: default < YAML < command line, and strict."""
 
+import argparse
 import difflib
 import json
 import re
@@ -47,20 +48,46 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Parser(TrlParser):
+    """Knows what each name may be, and which names have no effect in this recipe (`unread`)."""
+
+    def __init__(self, classes: tuple[Any, ...], unread: set[str]) -> None:
+        super().__init__(classes, allow_abbrev=False)
+        self.unread = unread
+        self.hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
+        self.known = sorted({action.dest for action in self._actions if action.dest != "help"})
+        self.lists = {action.dest for action in self._actions if action.nargs == "+"}
+        for action in self._actions:
+            if self.hints.get(action.dest) == bool | None and action.nargs is None:
+                action.nargs, action.const = "?", True  # --flag alone means true, as for every other boolean
+            if action.dest in unread | WITHOUT_EFFECT:
+                action.help = argparse.SUPPRESS
+
     def error(self, message: str) -> NoReturn:
         # "argument --lora_r/--lora-r: invalid int value: '5.5'" -> "--lora_r '5.5': expected int."
         message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
         raise InputError(re.sub(r": invalid (\w+) value: (.*)", r" \2: expected \1.", message))
 
+    def check(self, key: str, value: Any, place: str) -> None:
+        """Holds that a YAML's key is known, and its value not of a kind that the command line could not tell."""
+        if key not in self.known:
+            raise InputError(f"{place}: unknown key `{key}`.{self.nearest(str(key))}")
+        kinds = get_args(self.hints[key]) or (self.hints[key],)
+        if isinstance(value, bool) and str in kinds and bool not in kinds and key != "resume_from_checkpoint":
+            raise InputError(f"{place}: {key}: YAML takes an unquoted yes or no for true or false. Write it in quotes.")
+        if value is None and NoneType not in kinds:
+            raise InputError(f"{place}: {key} has no value. Give one, or leave the line out for the default.")
+        if isinstance(value, list) and key not in self.lists:
+            raise InputError(f"{place}: {key} {value}: expected one value, found a list.")
 
-def _nearest(key: str, known: list[str]) -> str:
-    """The nearest of the names that have an effect, as the end of a message."""
-    if key in ALIASES:
-        best = [name for name in known if name == ALIASES[key]]
-    else:
-        best = [name for name in known if name.startswith(key)]
-        best = best or difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-    return f" Did you mean `{best[0]}`?" if best else " --help lists all."
+    def nearest(self, key: str) -> str:
+        """The nearest of the names that have an effect, as the end of a message."""
+        helpful = [name for name in self.known if name not in self.unread | WITHOUT_EFFECT]
+        if key in ALIASES:
+            best = [name for name in helpful if name == ALIASES[key]]
+        else:
+            best = [name for name in helpful if name.startswith(key)]
+            best = best or difflib.get_close_matches(key, helpful, n=1, cutoff=0.4)
+        return f" Did you mean `{best[0]}`?" if best else " --help lists all."
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -130,68 +157,14 @@ def parse(
             that is no YAML.
     """
     argv, config = _without_config(list(sys.argv[1:] if argv is None else argv), default_config)
-    parser = _Parser(classes, allow_abbrev=False)
-    lists = {action.dest for action in parser._actions if action.nargs == "+"}
-    known = sorted({action.dest for action in parser._actions if action.dest != "help"})
-    hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
-    nullable = {name for name, hint in hints.items() if NoneType in get_args(hint)}
-    for action in parser._actions:
-        if hints.get(action.dest) == bool | None and action.nargs is None:
-            action.nargs, action.const = "?", True  # --flag alone means true, as for every other boolean
-
     passed_over = (*passed_over, SFTArguments) if section else passed_over
-    content = _read_yaml(config) if config is not None else {}
-    sections = {name: content.pop(name) for name in SECTIONS if name in content}
-    for name, own in sections.items():
-        if own is not None and not isinstance(own, dict):
-            raise InputError(f"{config}: {name}: expected indented lines of `key: value` under it, found {own!r:.50}.")
-    own = sections.get(section or "") or {}
-
-    from_yaml: list[str] = []
+    unread = SECTIONS[section] if section else OF_USE if passed_over else OF_SFT
+    parser = _Parser(classes, unread)
     asked_for = [cls for cls in classes if any(issubclass(o, cls) or issubclass(cls, o) for o in passed_over)]
     read = {name for cls in asked_for for name in _fields(cls)} - ({"output_dir"} if section else set())
     others = {name for cls in passed_over for name in _fields(cls)} - read
-    where = dict.fromkeys(own, f"{config}: {section}")
-    unread = SECTIONS[section] if section else OF_USE if passed_over else OF_SFT
-    helpful = [name for name in known if name not in unread | WITHOUT_EFFECT]
-    dropped = [key for key in content if key in others and key in known]
-    if dropped and section not in (None, "search") and section not in sections:
-        raise InputError(
-            f"{config}: {', '.join(dropped)}: what stands above all parts is for fine-tuning, and not read here. Put "
-            f"this recipe's settings in a part of its own, `{section}:`, which may be empty."
-        )
-    for key, value in ({key: value for key, value in content.items() if key not in others} | own).items():
-        place = where.get(key, str(config))
-        if key not in known:
-            raise InputError(f"{place}: unknown key `{key}`.{_nearest(str(key), helpful)}")
-        if key in unread and (key in own or not (section or passed_over)):
-            raise InputError(f"{place}: {key} has no effect in this recipe. Leave it out.")
-        kinds = get_args(hints[key]) or (hints[key],)
-        if isinstance(value, bool) and str in kinds and bool not in kinds and key != "resume_from_checkpoint":
-            raise InputError(f"{place}: {key}: YAML takes an unquoted yes or no for true or false. Write it in quotes.")
-        if value is None and key not in nullable:
-            raise InputError(f"{place}: {key} has no value. Give one, or leave the line out for the default.")
-        if isinstance(value, list) and key not in lists:
-            raise InputError(f"{place}: {key} {value}: expected one value, found a list.")
-        if value is None or value == []:
-            parser.set_defaults(**{key: value})
-            continue
-        words = _as_argv(key, value)
-        try:
-            parser.parse_known_args(words)
-        except InputError as error:
-            raise InputError(f"{place}: {str(error).removeprefix('--')}") from error
-        from_yaml += words
-
-    for word in argv:
-        name = word.split("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name not in (*known, "help") and name.removeprefix("no_") not in known:
-            raise InputError(f"unknown argument `--{name}`.{_nearest(name, helpful)}")
-        if word.startswith("--") and name.removeprefix("no_") in unread:
-            raise InputError(f"--{name}: has no effect in this recipe. Leave it out.")
-    _, more = parser.parse_known_args(argv)
-    if more:
-        raise InputError(f"unexpected on the command line: {' '.join(more)}. Settings are given as `--name value`.")
+    from_yaml = _words_of_yaml(config, parser, others, section, bool(section or passed_over)) if config else []
+    _check_command_line(argv, parser)
     try:
         words = [_at_home(word) for word in from_yaml + argv]
         return parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
@@ -199,6 +172,61 @@ def parse(
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:  # a config's own: a value, a package, a file of it
         raise InputError(str(error)) from error
+
+
+def _words_of_yaml(
+    config: Path, parser: _Parser, others: set[str], section: str | None, serves_others: bool
+) -> list[str]:
+    """The settings of a YAML as words of a command line, those that are null or empty as defaults of the parser.
+
+    Args:
+        others: Names that are another recipe's where they stand above all sections.
+        serves_others: Whether what this recipe does not read may stand there too.
+    """
+    content = _read_yaml(config)
+    sections = {name: content.pop(name) for name in SECTIONS if name in content}
+    for name, part in sections.items():
+        if part is not None and not isinstance(part, dict):
+            raise InputError(f"{config}: {name}: expected indented lines of `key: value` under it, found {part!r:.50}.")
+    own = sections.get(section or "") or {}
+    dropped = [key for key in content if key in others and key in parser.known]
+    if dropped and section not in (None, "search") and section not in sections:
+        raise InputError(
+            f"{config}: {', '.join(dropped)}: what stands above all parts is for fine-tuning, and not read here. Put "
+            f"this recipe's settings in a part of its own, `{section}:`, which may be empty."
+        )
+    words: list[str] = []
+    for key, value in ({key: value for key, value in content.items() if key not in others} | own).items():
+        place = f"{config}: {section}" if key in own else str(config)
+        if key in parser.unread and (key in own or not serves_others):
+            raise InputError(f"{place}: {key} has no effect in this recipe. Leave it out.")
+        parser.check(key, value, place)
+        if value is None or value == []:
+            parser.set_defaults(**{key: value})
+            continue
+        word = _as_argv(key, value)
+        try:
+            parser.parse_known_args(word)
+        except InputError as error:
+            raise InputError(f"{place}: {str(error).removeprefix('--')}") from error
+        words += word
+    return words
+
+
+def _check_command_line(argv: list[str], parser: _Parser) -> None:
+    for word in argv:
+        name = word.split("=")[0].removeprefix("--").replace("-", "_")
+        if (
+            word.startswith("--")
+            and name not in (*parser.known, "help")
+            and name.removeprefix("no_") not in parser.known
+        ):
+            raise InputError(f"unknown argument `--{name}`.{parser.nearest(name)}")
+        if word.startswith("--") and name.removeprefix("no_") in parser.unread:
+            raise InputError(f"--{name}: has no effect in this recipe. Leave it out.")
+    _, more = parser.parse_known_args(argv)
+    if more:
+        raise InputError(f"unexpected on the command line: {' '.join(more)}. Settings are given as `--name value`.")
 
 
 def _at_home(word: str) -> str:

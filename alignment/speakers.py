@@ -19,8 +19,7 @@ _FINAL_OF_DIGIT = dict(zip("013678", "ㅇㄹㅁㄱㄹㄹ", strict=True))
 _FINAL_OF_LETTER = dict(zip("lmn", "ㄹㅁㄴ", strict=True)) | dict.fromkeys("adefhijorsuvwxyz", "")
 # A lone 이 or 가 must not go on: #Person1#이다 is a copula, and right after any tag.
 _AFTER_TAG = "|".join(
-    rf"{particle}(?![가-힣])" if particle in "이가" else particle
-    for particle in sorted([*_PARTICLES, *_AFTER_VOWEL], key=len, reverse=True)
+    rf"{particle}(?![가-힣])" if particle in "이가" else particle for particle in (*_PARTICLES, *_AFTER_VOWEL)
 )
 _TAG_AND_PARTICLE = re.compile(rf"({MASK.pattern})({_AFTER_TAG})?", re.ASCII)
 

@@ -29,7 +29,7 @@ def weights_of(folder: str | Path) -> dict[str, str]:
     """A digest of each file that decides what a model in a folder says, by name: the same here and where it is copied.
 
     Of weights and of JSON (configuration, tokenizer, a reward model's scale), but for the manifest: SHA-256 of the size
-    and of what stands in up to 65 places, a MiB each, the last of them the end.
+    and of what stands in up to 66 places, a MiB each, the last of them the end.
     """
     files = [file for kind in ("*.safetensors", "*.json") for file in Path(folder).glob(kind)]
     return {file.name: _digest(file) for file in sorted(files) if file.name != "manifest.json"}

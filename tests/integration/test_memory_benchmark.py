@@ -46,9 +46,7 @@ def test_a_yaml_says_what_its_fine_tuning_is_estimated_to_take(name: str):
     assert f": {estimated:.1f} GiB with 4 dialogues of 1,024 tokens" in head
 
 
-FEW = memory.FineTuning(
-    tokens=128
-)  # for 4-bit layers are slow on a CPU; PPO keeps the caches that it estimates
+FEW = memory.FineTuning(tokens=128)  # for 4-bit layers are slow on a CPU; PPO keeps the caches that it estimates
 
 
 @pytest.fixture

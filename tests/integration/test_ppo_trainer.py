@@ -424,17 +424,19 @@ def test_the_kl_coefficient_follows_its_target(tmp_path: Path):
 @pytest.mark.parametrize(
     ("reward", "rouge", "hacked"),
     [([0, 1, 2], [30, 29, 25], True), ([0, 1, 2], [30, 29, 31], False), ([0, -1, -1], [30, 29, 25], False),
-     ([0, 1], [30, 20], False)],
+     ([0, 1], [30, 20], False), ([0, 0, 1, 1, 2], [30, 29, 31, 28, 25], True),  # the last two decide
+     ([0, 1, 2], [30, 30, 25], False), ([0, 0, 2], [30, 29, 25], False), ([], [], False)],
 )  # fmt: skip
 def test_reward_hacking_is_told_with_figures(reward: list[float], rouge: list[float], hacked: bool):
     log = [
         {"step": 4 * i, "eval_score": r, "eval_rouge": m, "eval_length_characters": 90 + i}
         for i, (r, m) in enumerate(zip(reward, rouge, strict=True))
     ]
+    log.insert(1, {"step": 1, "loss": 0.5})
     warning = reward_hacking(log, "eval_rouge")
     assert (warning is not None) == hacked
     if warning:
-        assert "eval_score 0 -> 2, eval_rouge 30 -> 25, eval_length_characters 90 -> 92" in warning
+        assert "eval_score 0 -> 2, eval_rouge 30 -> 25, eval_length_characters 90 -> 9" in warning
 
 
 def test_reward_hacking_is_said_while_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -19,6 +19,7 @@ from alignment.dialogue import (
     prompt_for,
     render,
     shorten,
+    write_shortened,
 )
 from alignment.errors import InputError
 from alignment.records import Record
@@ -133,6 +134,12 @@ def test_template_that_writes_no_end_token_falls_back_to_the_tokenizers(template
     assert end_token_id("template", plain) == plain.eos_token_id
 
 
+def test_a_model_that_thinks_first_is_told_not_to(templated):
+    qwen = copy.deepcopy(templated)
+    qwen.chat_template = TEMPLATE + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    assert prompt_for(record(), 1, "template", qwen).endswith("<turn>assistant\n<think>\n\n</think>\n\n")
+
+
 def test_unknown_form_names_those_there_are(tiny_tokenizer):
     with pytest.raises(InputError, match=r"prompt form chatml: expected one of instruction, chat, template"):
         render(KO, "요약", "chatml", tiny_tokenizer)
@@ -150,6 +157,7 @@ def test_template_form_without_a_chat_template_says_what_to_use(tiny_tokenizer):
         (EN, "en"),
         ("#Person1#: 네\n#Person2#: 네", "ko"),  # tags count for nothing, or every masked dialogue would be English
         ("#Person1#: OK, API deploy 하자", "ko"),
+        ("#Person1#: 네 010-1234-5678, 14:30, 99,000 !!!", "ko"),  # of letters alone
         ("Jin: I ate 떡볶이 yesterday and it was wonderful", "en"),
         ("#Person1#: yes\n#Person2#: no", "en"),
     ],
@@ -260,6 +268,22 @@ def test_fit_records_lists_what_it_shortened_and_leaves_the_rest(tiny_tokenizer)
     assert [(item.id, item.turns) for item in shortened] == [("long", 40)]
     assert 2 < shortened[0].kept_turns == fitted[1].dialogue.count("\n") + 1 < 40
     assert set(fitted[1].dialogue.split("\n")) < set(long.dialogue.split("\n"))
+
+
+def test_what_fits_to_the_token_keeps_all_its_turns(tiny_tokenizer):
+    original = record(turns(6))
+    instructions = [text for by_language in INSTRUCTIONS.values() for texts in by_language.values() for text in texts]
+    most = max(len(encode_example(original, text, "chat", tiny_tokenizer)["input_ids"]) for text in instructions)
+    assert fit_records([original], "chat", tiny_tokenizer, most) == ([original], [])
+    assert fit_records([original], "chat", tiny_tokenizer, most - 1)[1] == [Shortened("a", turns=6, kept_turns=5)]
+
+
+def test_where_nothing_was_shortened_there_is_no_list(tmp_path):
+    path = tmp_path / "shortened.json"
+    path.write_text("of an earlier run")
+    for _ in range(2):
+        write_shortened([], path)
+        assert not path.exists()
 
 
 @pytest.mark.parametrize("form", ["instruction", "chat", "template"])

@@ -41,9 +41,13 @@ def file_of(folder: Path, content: str | bytes, name: str = "file.txt") -> Path:
         re.sub(r"(summary|인사|답)\r\n", r"\1,,\r\n", table()) + ",,,,\r\n" * 3,
         "," + table().replace("\r\nb", "\r\n1,b").replace("\r\na", "\r\n0,a"),  # pandas with its index
         table() + " \r\n",
+        "\r\n" + table(";"),
     ],
-    ids=["commas", "tabs", "semicolons", "UTF-16", "blanks", "empty columns and rows", "unnamed index", "blank end"],
-)
+    ids=[
+        "commas", "tabs", "semicolons", "UTF-16", "blanks", "empty columns and rows", "unnamed index", "blank end",
+        "blank beginning",
+    ],
+)  # fmt: skip
 def test_spreadsheets_say_the_same_however_they_are_saved(content: str | bytes, tmp_path: Path):
     path = file_of(tmp_path, content)
     rows = [{name: row[name].replace("\r\n", "\n") for name in ROWS[0]} for row in file_rows(path)]
@@ -74,7 +78,7 @@ def test_a_field_may_be_as_long_as_a_meeting(tmp_path: Path):
         (b"PAR1\x15\x04\xff", "a Parquet file: save it as JSON lines"),
         (b"\x1f\x8b\x08\x00", "compressed: unpack it with gunzip"),
         ("fname,dialogue\na,안녕\n".encode("cp949"), "looks like CP949: save it as UTF-8 (iconv -f CP949 -t UTF-8"),
-        (b"\x80\xff\xff", "save it as UTF-8"),
+        (b"\x80\xff\xff", "byte 0; save it as UTF-8"),
     ],
 )
 def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tmp_path: Path):
@@ -98,11 +102,15 @@ def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tm
         ("민수\t안녕\n지원\t응\n", True),
         ("네; 알겠습니다\n그래; 가자\n", True),
         ("네, 알겠습니다.", True),
+        ("네, 알겠습니다.\n\n", True),
         ("대화,요약", False),
+        ("\n\n대화,요약\n안녕,인사\n", False),
         ("[2024-05-03, 3:21:05 PM] A: hi\n[2024-05-03, 3:22:05 PM] B: hello\n", True),
         ("5/3/24, 15:21 - A: hi\n5/3/24, 15:22 - B: hello, you\n", True),
         ("본문,초록\n안녕,인사\n", False),  # which column is which is asked then
         ("본문,초록\nA: 안녕,인사\n", False),
+        ("본문,초록\nA: 안녕,인사,끝\n응,답\n", False),
+        ("통화 기록, 3월\n\nA: 안녕, 나야, 철수\nB: 응\n", True),
         ("필요,개요\n안녕,인사\n", False),
         ("- 여보세요, 분실 신고요.\n- 네, 고객님.\n", True),
         ("(고객) 여보세요, 신고?\n(상담원) 네, 고객님.\n", True),
@@ -112,6 +120,7 @@ def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tm
         ("No.,text,abstract\n1,A: x,y\n", False),
         ("순번,통화 내용 (전체 녹취 원문),요지\n1,A: x,y\n", False),
         ("대화\n고객: 여보세요\n상담원: 네\n", True),
+        ("대화\n\n고객: 여보세요\n상담원: 네\n", True),
         ('대화\n"고객: 여보세요\n상담원: 네"\n', False),
         ("dialogue,what was said, in short.\n안녕,인사,x\n", False),
         ('번호,대화,요약\n1,"A: 안녕\nB: 응",인사\n2,A: 안녕, 반가워,인사\n', False),  # with a fault
@@ -123,7 +132,7 @@ def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tm
 )
 def test_bare_dialogue_is_told_from_a_table(content: str, plain: bool, tmp_path: Path):
     assert is_plain_text(file_of(tmp_path, content), column_names(None)) is plain
-    assert not is_plain_text(file_of(tmp_path, content, "file.csv"), column_names(None))
+    assert not is_plain_text(file_of(tmp_path, content, "FILE.CSV"), column_names(None))
 
 
 def test_a_table_is_known_by_the_names_that_the_user_gives(tmp_path: Path):
@@ -152,6 +161,17 @@ def test_a_fault_of_the_whole_file_is_told(content: str, telling: str, tmp_path:
 
 def test_a_table_of_nothing_has_no_columns(tmp_path: Path):
     assert file_rows(file_of(tmp_path, ",,\n,,\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ('{"id": "a"}\n{"id": "b"}\n5\n', [{"id": "a"}, {"id": "b"}, 5]),
+        ('{"data": [{"id": "a"}, {"id": "b"}]}', [{"id": "a"}, {"id": "b"}]),
+    ],
+)
+def test_rows_of_json(content: str, rows: list, tmp_path: Path):
+    assert file_rows(file_of(tmp_path, content)) == rows
 
 
 def test_a_quote_after_a_blank_is_a_quote_where_the_header_has_blanks_too(tmp_path: Path):

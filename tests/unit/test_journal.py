@@ -1,6 +1,7 @@
 """alignment/journal.py: what a killed run leaves, and what the next one takes from it."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,14 @@ def test_texts_of_every_process_are_taken_and_their_files_deleted(tmp_path):
     of_another.write_text(file.read_text("utf-8").replace('[0, "하나",', '[1, "둘",'), "utf-8")
     assert done(tmp_path / "model") == {0: "하나", 1: "둘"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_seconds_of_all_runs_that_were_killed_are_known(tmp_path):
+    file = leave_behind(tmp_path / "model", {0: "하나", 1: "둘"})
+    lines = re.sub(r", [\d.]+\]\n", ", 100.0]\n", file.read_text("utf-8"), count=1)  # as if the first had taken so long
+    file.write_text(lines, "utf-8")
+    leave_behind(tmp_path / "model", {2: "셋"})
+    with Journal(tmp_path / "model", FACTS) as journal:
+        assert 100 <= journal.seconds_before < 110
+    with Journal(tmp_path / "model", FACTS) as journal:
+        assert journal.seconds_before == 0

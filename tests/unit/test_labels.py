@@ -77,6 +77,14 @@ def test_a_reference_of_one_speaker_tells_a_summary_from_its_swap():
     assert (good.roles, swap.roles) == (1.0, 0.0)
 
 
+def test_the_roles_are_those_of_the_reference_that_agrees_best():
+    talk = "#Person1#: 표가 두 장 있어. 연극 볼래?\n#Person2#: 좋지. 언제야?"
+    right = "#Person1#이 표가 두 장 있어서 연극을 보자고 합니다."
+    record = Record("a", talk, ("#Person2#가 표를 두 장 받고 연극을 보기로 합니다.", right))
+    (label,) = label_candidates([Candidate("a", "sample", right)], [record], LabelArguments(), {})
+    assert label.roles == 1.0
+
+
 def test_length_is_shown_and_no_part_of_the_label():
     label = labelled(OTHER, ONLY_ROUGE)
     assert label.length_ratio == pytest.approx(len(OTHER) / len(TALK.dialogue))
@@ -212,6 +220,10 @@ def test_a_rating_finds_the_candidate_that_it_rates_whatever_its_blanks(tmp_path
         ("id,chosen,rejected\na,,하나\n", "row 1: expected texts, none empty and no two the same"),
         ('{"id": "a", "candidate": "하나", "rating": null}', "row 1: rating None: expected a finite number"),
         ("id,candidate,rating\na,하나,3\na,둘,3.0\n", "every rating is 3"),
+        ("id,candidate,rating\na,하나,1\na,둘,2\na,하나 ,3\n", "row 3: this summary of 'a' is rated twice"),
+        ('{"id": "a", "candidate": "하나", "rating": true}', "row 1: rating True: expected a finite number"),
+        ('{"id": "a", "chosen": "하나", "rejected": "둘"}\n' * 2 + "5\n", "row 3: expected id,candidate.*found 5"),
+        ("[]", "no rows"),
         ("id,summary\na,하나\n", "row 1: expected id,candidate,rating or id,chosen,rejected"),
         ("id,candidate\na,하나\n", "row 1: expected id,candidate,rating or id,chosen,rejected"),
         ("", "the file is empty"),

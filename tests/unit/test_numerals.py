@@ -55,7 +55,7 @@ def test_numbers_by_value(text, values):
         ("이공이사년이야.", 2024),
         ("2, 000 units", 2000),
         ("It is $ 12. 50.", 12.5),
-        ("half an hour", 30),
+        ("Half an hour!", 30),
         ("July thirtieth", 30),
         ("on May twenty-first", 21),
         ("the thirteenth floor", 13),

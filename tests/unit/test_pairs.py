@@ -36,7 +36,7 @@ def test_the_better_label_is_chosen_by_the_difference_of_the_two():
 
 
 def test_all_pairs_of_a_dialogue_are_made_and_none_across_dialogues():
-    labels = [label("하나", 0.9), label("둘둘", 0.6), label("셋셋", 0.1), label("넷넷", 0.2, name="b")]
+    labels = [label("하나", 0.9), label("넷넷", 0.2, name="b"), label("둘둘", 0.6), label("셋셋", 0.1)]
     pairs = make_pairs(labels, ARGS)
     assert {(pair.chosen, pair.rejected) for pair in pairs} == {("하나", "둘둘"), ("하나", "셋셋"), ("둘둘", "셋셋")}
 

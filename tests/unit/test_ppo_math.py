@@ -103,6 +103,12 @@ def test_explained_variance(values: list, expected: float):
     assert math.explained_variance(*in_two) == pytest.approx(expected)
 
 
+def test_of_returns_that_are_all_the_same_nothing_is_explained():
+    returns = torch.full((2, 3), 2.0)
+    moments = [math.moments(x, MASK) for x in (returns, returns - 1)]
+    assert math.explained_variance(*moments) == 0.0
+
+
 def test_a_score_is_measured_by_its_siblings():
     scores = torch.tensor([1.0, 2, 6, 10, 10, 10])
     close(math.leave_one_out(scores, 3), [-3.0, -1.5, 4.5, 0, 0, 0])
@@ -118,7 +124,7 @@ def test_the_line_that_foresees_the_scores(scores: list[float], expected: tuple[
     assert math.fit_line(math.regression_sums(values, torch.tensor(scores), MASK)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("difference", [0.0, 1e-3])
+@pytest.mark.parametrize("difference", [0.0, 1e-3, 0.019])
 def test_the_line_of_values_that_are_all_the_same_is_the_mean(difference: float):
     values = torch.tensor([[1.0], [1 + difference]]).expand(2, 3)
     assert math.fit_line(math.regression_sums(values, torch.tensor([3.0, 8.0]), MASK)) == pytest.approx((0.0, 5.0))

@@ -77,6 +77,11 @@ def test_hangul_share_passes_over_tags_and_words_of_the_dialogue():
     assert hangul_share("#Person1#: He went.", "He went home.") == 1
 
 
+@pytest.mark.parametrize("summary", ["", "#Person1#", "3.5", "Tom"])
+def test_a_summary_without_words_of_its_own_is_not_foreign(summary):
+    assert hangul_share("#Person1#: Tom이 파리에 갔어.", summary) == 1
+
+
 def test_length_ratio_and_copy_rate():
     assert length_ratio("가" * 10, "나" * 3) == pytest.approx(0.3)
     assert copy_rate("하나 둘 셋 넷 다섯", "하나 둘 셋 넷.") == 1
@@ -102,6 +107,7 @@ def test_the_subject_of_an_inner_clause_gives_way_to_the_topic_again():
     summary = "#Person1#은 #Person2#가 만든 케이크를 칭찬한다."
     assert role_agreement("#Person1#은 케이크를 칭찬한다.", summary) > 0.5
     assert role_agreement("#Person2#는 케이크를 칭찬한다.", summary) < 0.5
+    assert {tag for tag, word in roles_in(summary) if word == "만들"} == {"#Person2#"}
 
 
 def test_irregular_verbs_are_done_by_somebody_too():

@@ -1,4 +1,4 @@
-"""alignment/run.py: the seconds of a run that was killed and went on."""
+"""alignment/run.py: a run that was killed and goes on, and one that is overwritten."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from alignment.errors import InputError
 from alignment.run import MANIFEST, Run, trained_with
 
 
-def start(folder: Path, resume: str | None = None) -> Run:
-    return Run.start("Run", folder, {"seed": 1}, {}, resume=resume)
+def start(folder: Path, resume: str | None = None, overwrite: bool = False, **settings: object) -> Run:
+    return Run.start("Run", folder, {"seed": 1, **settings}, {}, overwrite, resume)
 
 
 def write_checkpoint(folder: Path, step: int, after_seconds: float) -> None:
@@ -90,3 +90,33 @@ def test_a_manifest_that_is_cut_short_is_told_and_not_passed_over(tmp_path: Path
     path.write_text(path.read_text("utf-8")[:-20], "utf-8")
     with pytest.raises(InputError, match=r"manifest\.json: broken or cut short"):
         trained_with(tmp_path / "run")
+
+
+@pytest.mark.parametrize("resume", ["true", "True", "yes"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(resume: str, tmp_path: Path):
+    start(tmp_path / "run")
+    for step in (4, 8, 12):
+        write_checkpoint(tmp_path / "run", step, after_seconds=1)
+    (tmp_path / "run" / "checkpoint-8" / "trainer_state.json").write_text('{"epoch": ')
+    (tmp_path / "run" / "checkpoint-12" / "trainer_state.json").unlink()
+    assert start(tmp_path / "run", resume).checkpoint == tmp_path / "run" / "checkpoint-4"
+
+
+def test_the_manifest_of_another_program_does_not_make_a_folder_ours(tmp_path: Path):
+    (tmp_path / MANIFEST).write_text('{"name": "a page"}')
+    for overwrite, telling in ((False, "exists and is not empty"), (True, "not a result of this program")):
+        with pytest.raises(InputError, match=telling):
+            start(tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+def test_what_is_overwritten_is_kept_until_a_new_run_is_finished(tmp_path: Path):
+    folder = tmp_path / "run"
+    start(folder).finish(which="first")
+    start(folder, overwrite=True, epochs=2)
+    write_checkpoint(folder, 4, after_seconds=1)  # killed, and begun again with other settings
+    start(folder, overwrite=True, epochs=3)
+    assert start(folder).manifest["which"] == "first"  # that had come to nothing
+    start(folder, overwrite=True, epochs=3).finish(which="last")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert start(folder, epochs=3).manifest["which"] == "last"

@@ -96,6 +96,17 @@ def test_there_are_no_names_beside_tags_nor_of_one_speaker_nor_without_letters_n
     assert Naming.of(dialogue).tag(dialogue) == dialogue
 
 
+def test_names_within_names_and_before_other_endings():
+    naming = Naming.of("민수: 안녕\n민수 엄마: 응\nTom: 네")
+    tagged = naming.tag("민수 엄마가 민수를 Tom네 집에서 본다.")
+    assert tagged == "#Speaker2#가 #Speaker1#를 #Speaker3#네 집에서 본다."
+
+
+def test_words_letters_and_numbers_of_english_are_no_names():
+    assert Naming.of("May: I may come.\nWill: I will.\nAnn: Good.\nJo: Yes.\nQ: Yes.\n3: c").names == ("Ann", "Jo")
+    assert Naming.of("May: Come in.\nWill: Good.").names == ("May", "Will")
+
+
 def test_times_in_front_of_turns_are_passed_over():
     dialogue = "[00:10] 고객: 표 있어요?\n[00:12] 상담원: 네."
     assert Naming.of(dialogue).names == ("고객", "상담원")
@@ -115,6 +126,14 @@ def test_of_three_speakers_those_that_the_reference_names_change_places():
     assert list(turns_of(three.dialogue)) == ["#Person1#", "#Person2#", "#Person3#"]
     assert two_speakers(three) == ["#Person3#", "#Person2#"]
     assert mirror_image(three).dialogue == "#Person1#: 어?\n#Person3#: 응.\n#Person2#: 왜?"
+    named = record("철수: 어?\n영미: 응.\n민지: 왜?", "민지는 영미에게 묻는다.")
+    assert mirror_image(named).dialogue == "철수: 어?\n민지: 응.\n영미: 왜?"
+
+
+def test_what_is_named_is_a_speaker_only_where_it_speaks():
+    masked = "#Person1#: 번호가 뭐야?\n#Person2#: #PhoneNumber#야."
+    assert two_speakers(record(masked, "#PhoneNumber#가 #Person2#의 번호다.")) == ["#Person2#", "#Person1#"]
+    assert two_speakers(record(masked)) == ["#Person1#", "#Person2#"]
 
 
 ALONE = ["톰: 갈게.", "갈게.\n그래.", "#Person1#: 혼잣말이야.", "#Person1#: #Person2#가 왔어."]

@@ -6,7 +6,7 @@ import pytest
 
 from alignment.data import read_predictions
 from alignment.errors import InputError
-from alignment.submission import write_submission
+from alignment.submission import fill_empty, write_submission
 
 
 def test_submission_round_trip_in_order(tmp_path):
@@ -32,3 +32,10 @@ def test_a_faulty_submission_leaves_the_old_file_alone(tmp_path, ids, summaries,
     with pytest.raises(InputError, match=fault):
         write_submission(ids, summaries, path)
     assert read_predictions(path) == {"a": "old"}
+
+
+def test_the_first_turn_stands_in_for_an_empty_summary(capsys):
+    talks = ["A: 안녕\nB: 응", "A: 가자\nB: 그래", "A: 나야"]
+    assert fill_empty(talks, ["둘은 인사한다.", " \n", ""]) == ["둘은 인사한다.", "A: 가자", "A: 나야"]
+    said = capsys.readouterr().err
+    assert [f"Dialogue {i}: the model wrote nothing" in said for i in (1, 2, 3)] == [False, True, True]

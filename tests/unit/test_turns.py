@@ -23,6 +23,9 @@ EXPORTED = [
 ]
 TURNS = [
     "고객: 네\n상담원: 예",
+    "고객: 네\n상담원: 예\n고객: 됐어요",
+    "[홍길동] [오전 10:12] 안녕\n홍길동: 응",
+    "안내: 문이 열립니다. 안내: 문이 닫힙니다.",
     "환자: 증상: 두통, 기간: 3일 증상: 발열",
     "A: 점심: 김밥 저녁: 라면 점심: 국수",
     "고객: 3:30에 봐요. 주소는 https://a.b 예요",
@@ -50,5 +53,6 @@ def test_turns_with_labels_times_and_addresses_in_them_pass(dialogue):
         check_turns("calls.csv", [dialogue, SEVERAL[0], SEVERAL[0]])
 
 
-def test_half_of_them_is_not_most():
-    check_turns("calls.csv", [SEVERAL[0], TURNS[0]])
+@pytest.mark.parametrize("dialogue", [SEVERAL[0], EXPORTED[0]])
+def test_half_of_them_is_not_most(dialogue):
+    check_turns("calls.csv", [dialogue, TURNS[0]])

@@ -12,10 +12,10 @@ from alignment.weights import intact, size_of, weights_of
 
 
 def write(folder: Path, value: float, numbers: int = 20_971_520) -> Path:
-    """A file of as many float32 numbers, 80 MiB by default, the last of which has this value."""
+    """A file of as many float32 numbers, 80 MiB by default, one of the last of which has this value."""
     folder.mkdir()
     weight = torch.zeros(numbers)
-    weight[-1] = value
+    weight[-1000] = value
     save_file({"weight": weight}, folder / "model.safetensors")
     return folder
 
