@@ -64,8 +64,18 @@ def render(dialogue: str, instruction: str, form: str, tokenizer: PreTrainedToke
     if form == "chat":
         return f"<|system|>\n{system}\n<|user|>\n{instruction}\n\n{dialogue}\n<|assistant|>\n"
     if form == "template":
-        return _apply_template(tokenizer, [{"role": "user", "content": f"{system} {instruction}\n\n{dialogue}"}])
+        return _template_prompt(f"{system} {instruction}\n\n{dialogue}", tokenizer)
     raise InputError(f"prompt form {form}: expected one of {', '.join(FORMS)}.")
+
+
+def _template_prompt(content: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that a chat template puts before an answer: of a model that thinks first also its empty thoughts."""
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "끝"}]
+    prompt = _apply_template(tokenizer, turns[:1])
+    before = _apply_template(tokenizer, turns).rpartition("끝")[0]
+    marks = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    more = before.removeprefix(prompt) if before.startswith(prompt) else ""
+    return before if any(mark in more for mark in marks) else prompt  # a blank alone is the template's slip
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:

@@ -9,6 +9,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerContro
 from transformers.trainer_utils import EvalLoopOutput
 
 from alignment.generation import Decoding, generate
+from alignment.run import say
 
 
 @dataclass
@@ -24,6 +25,16 @@ class HeldOut:
     end_token_id: int
     max_new_tokens: int
     show: Callable[[int, str], None] | None = None
+
+
+def tell_of_longer(examples: list[dict[str, list[int]]], max_new_tokens: int) -> None:
+    """Says how many summaries to learn are longer than what the model will be let write."""
+    tokens = [sum(label != -100 for label in example["labels"]) for example in examples]
+    if longer := sum(count > max_new_tokens for count in tokens):
+        say(
+            f"{longer} of {len(examples)} summaries are longer than it will write: --max_new_tokens {max_new_tokens}, "
+            f"where the longest has {max(tokens)}."
+        )
 
 
 class HeldOutRouge(Trainer):

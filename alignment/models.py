@@ -20,7 +20,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -33,6 +35,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from alignment.arguments import ModelArguments
 from alignment.errors import InputError
 from alignment.pretrained import base_of, canonical, config_of, load_tokenizer, not_loaded, resolve
+from alignment.run import say
 from alignment.training import let_gradients_through, uses
 from alignment.weights import native_dtype
 
@@ -64,7 +67,7 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
         scalar_head: With a head `score` that gives one number for a text, instead of the LM head.
 
     Raises:
-        InputError: No such model, or an adapter instead of one.
+        InputError: No such model, an adapter instead of one, or weights that are not all there.
     """
     dtype = getattr(torch, config.dtype) if config.dtype else native_dtype()
     name = resolve(config.model_name_or_path)
@@ -75,18 +78,43 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
     # A quantised model is placed while it loads; every other one is placed by the trainer or by `to`.
     placed = quantised is not None or getattr(stored, "quantization_config", None) is not None
     try:
-        return auto_class.from_pretrained(
+        model, loaded = auto_class.from_pretrained(
             name,
             revision=config.model_revision,
             dtype=dtype,
             attn_implementation=config.attn_implementation,
             device_map={"": PartialState().device} if placed else None,
             use_safetensors=True,  # others are pickled, and may do anything
+            trust_remote_code=False,  # or transformers would ask, and wait for the answer
+            output_loading_info=True,
             **({"quantization_config": quantised} if quantised else {}),  # None would hide that of the stored weights
             **({"num_labels": 1} if scalar_head else {}),
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise not_loaded(config.model_name_or_path, error) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise InputError(f"The model {name} has weights of other sizes than its config.json says.") from error
+    # transformers makes up what is missing, at random.
+    if missing := sorted(loaded["missing_keys"] - ({"score.weight"} if scalar_head else set())):
+        raise InputError(
+            f"The model {name} has no weights for {len(missing)} of its tensors, such as {missing[0]}. They may be "
+            "cut, or named otherwise than this version of transformers expects. Copy or convert them again."
+        )
+    if quantised:
+        _tell_of_unquantised(model)
+    return model
+
+
+def _tell_of_unquantised(model: PreTrainedModel) -> None:
+    """A mixture of experts keeps most of its weights as they are: bitsandbytes quantises linear layers alone."""
+    ends = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer}
+    blocks = [weight for weight in model.parameters() if weight.ndim > 1 and id(weight) not in ends]
+    left = sum(weight.numel() for weight in blocks if type(weight) is nn.Parameter)
+    if left > 0.05 * model.num_parameters():
+        dtype = str(model.dtype).removeprefix("torch.")
+        say(f"{left:,} of {model.num_parameters():,} numbers stay in {dtype}: they are in no linear layer.")
 
 
 def lora_config(config: ModelArguments) -> LoraConfig:
@@ -129,8 +157,11 @@ def add_adapter(base: PreTrainedModel, folder: str | Path, trainable: bool = Fal
         )  # or every process would put it on the first GPU
         # PEFT passes over tensors that have no place in the base.
         weights = load_peft_weights(str(folder), device="cpu")
-        if superfluous := weights.keys() - get_peft_model_state_dict(model).keys():
+        places = get_peft_model_state_dict(model).keys()
+        if superfluous := weights.keys() - places:
             raise ValueError(f"the base has no place for {len(superfluous)} tensors such as {min(superfluous)}")
+        if missing := {name for name in places - weights.keys() if "lora_" in name}:
+            raise ValueError(f"it lacks {len(missing)} tensors, such as {min(missing)}")
         if any(weight.dtype == torch.float32 for weight in weights.values()):  # PPO's: keep its small steps
             for layer in filter(lambda module: isinstance(module, BaseTunerLayer), model.modules()):
                 for name in layer.adapter_layer_names:
@@ -164,20 +195,42 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
     if start_from is not None:
         return add_adapter(base, start_from, trainable=True)
     try:
-        return get_peft_model(base, lora_config(config), autocast_adapter_dtype=False)
+        model = get_peft_model(base, lora_config(config), autocast_adapter_dtype=False)
     except ValueError as error:
-        raise InputError(
-            f"--lora_target_modules {config.lora_target_modules}: {error} Leave it out for all linear layers."
-        ) from error
+        if "lora_dropout" in str(error):
+            raise InputError("--lora_dropout: PEFT has none for fused experts. Give --lora_dropout 0.") from error
+        named = config.lora_target_modules
+        cure = "Leave it out for all linear layers" if named else "Name those that it is to be on"
+        raise InputError(f"--lora_target_modules {named or 'all-linear'}: {error} {cure}.") from error
+    if not config.lora_target_modules and (left := _without_adapter(model)):
+        say(f"{len(left)} linear layers have no adapter, such as {left[0]}. --lora_target_modules names others.")
+    return model
 
 
-def check_trainable(config: ModelArguments) -> None:
-    """Holds that weights of this type can be trained.
+def _without_adapter(model: PeftModel) -> list[str]:
+    """The linear layers that LoRA is not on, but for the head."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    adapted = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    head = model.get_base_model().get_output_embeddings()
+    return [name for name, layer in layers if layer is not head and not name.startswith(adapted)]
+
+
+def check_trainable(config: ModelArguments, scalar_head: bool = False) -> None:
+    """Holds that weights of this type can be trained, as a reward model too where it is to be one.
 
     Raises:
         InputError: They cannot.
     """
-    if (config.load_in_4bit or config.load_in_8bit) and not config.use_peft:
+    name, revision = config.model_name_or_path, config.model_revision
+    if scalar_head:
+        whole = AutoConfig.from_pretrained(resolve(name), revision=revision, trust_remote_code=False)  # vision included
+        if type(whole) not in AutoModelForSequenceClassification._model_mapping:
+            raise InputError(
+                f"{name}: transformers has no classifier of its type ({whole.model_type}) to make a reward model from. "
+                "Without one there are `evaluate.py --combine mbr`, beams, and `ppo.py --scorers rouge`."
+            )
+    is_stored_quantised = getattr(config_of(name, revision), "quantization_config", None) is not None
+    if (config.load_in_4bit or config.load_in_8bit or is_stored_quantised) and not config.use_peft:
         raise InputError("--use_peft false: quantised weights cannot be trained; use LoRA, or no quantisation.")
     stored, dtype = config.bnb_4bit_quant_storage, config.dtype or str(native_dtype()).removeprefix("torch.")
     if uses("FSDP") and (config.load_in_8bit or (config.load_in_4bit and stored not in (None, dtype))):

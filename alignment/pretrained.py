@@ -71,7 +71,7 @@ def config_of(name_or_path: str, revision: str = "main") -> PreTrainedConfig:
     if (base := base_of(name)) is not None:
         raise InputError(f"{name}: an adapter for {base}, where a whole model is expected. Name {base} instead.")
     try:
-        return AutoConfig.from_pretrained(name, revision=revision).get_text_config()
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).get_text_config()
     except (OSError, ValueError) as error:
         raise not_loaded(name_or_path, error) from error
 
@@ -135,7 +135,8 @@ def load_tokenizer(name_or_path: str, revision: str = "main") -> PreTrainedToken
         raise not_loaded(name_or_path, error) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{name_or_path}: its tokenizer has no end token (eos_token), which ends each summary.")
-    if tokenizer.pad_token_id is None:
+    beyond = config is not None and (tokenizer.pad_token_id or 0) >= config.vocab_size
+    if tokenizer.pad_token_id is None or beyond:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -150,7 +151,9 @@ def _tokenizer_as_written(name: str, revision: str, encoder_decoder: bool) -> Pr
     side = "right" if encoder_decoder else "left"
     if cached_file(name, "tokenizer.json", revision=revision, **options):
         return PreTrainedTokenizerFast.from_pretrained(name, revision=revision, padding_side=side)
-    made = AutoTokenizer.from_pretrained(name, revision=revision, padding_side=side)  # of a SentencePiece file
+    made = AutoTokenizer.from_pretrained(  # of a SentencePiece file
+        name, revision=revision, padding_side=side, trust_remote_code=False
+    )
     whole = {"tokenizer_object": made.backend_tokenizer, "padding_side": side, **made.special_tokens_map}
     return PreTrainedTokenizerFast(**whole) if encoder_decoder else made
 
@@ -165,6 +168,12 @@ def not_loaded(name: str, error: Exception) -> InputError:
             "If you trust them, have transformers write them anew once (from_pretrained(...).save_pretrained(FOLDER), "
             "the tokenizer too), and give FOLDER."
         )
+    if "custom code" in first_line:  # transformers would ask whether to run it
+        return InputError(f"The model {name} needs code of its own, and none out of a model folder is run here.")
+    if "Unrecognized configuration class" in first_line:
+        return InputError(f"The model {name}: transformers has no text decoder of its type. Give a text-only model.")
+    if isinstance(error, ImportError) and "quant" in first_line.lower():
+        return InputError(f"{told} Or give the model's 16-bit weights, with --load_in_4bit true.")
     if name == embedded.NAME or Path(name).is_dir():
         return InputError(told)
     return InputError(

@@ -28,7 +28,7 @@ from alignment.dialogue import (
 )
 from alignment.errors import InputError
 from alignment.head import SCALES, loss_in_head
-from alignment.held_out import HeldOut, HeldOutRouge, SummaryBefore, mean_over_tokens
+from alignment.held_out import HeldOut, HeldOutRouge, SummaryBefore, mean_over_tokens, tell_of_longer
 from alignment.progress import TrainingProgress
 from alignment.records import Record
 from alignment.run import settings_of
@@ -87,12 +87,14 @@ def encode(
     if sample and context:
         sample, _ = fit_records(sample, form, tokenizer, context, max_new_tokens, bad_rows="skip")
     prompts = [prompt_for(record, phase, form, tokenizer) for record in sample]
+    examples = [
+        encode_example(record, instruction, form, tokenizer)
+        for record in train
+        for instruction in instructions_for(record, phase, which, args.seed)
+    ]
+    tell_of_longer(examples, max_new_tokens)
     return Encoded(
-        train=[
-            encode_example(record, instruction, form, tokenizer)
-            for record in train
-            for instruction in instructions_for(record, phase, which, args.seed)
-        ],
+        train=examples,
         held_out=[encode_example(record, instructions_for(record, phase)[0], form, tokenizer) for record in held_out],
         summaries=HeldOut(
             prompts=[encode_prompt(prompt, form, tokenizer) for prompt in prompts],

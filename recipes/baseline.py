@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from alignment import data, dialogue, models, outputs, pretrained, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments
 from alignment.errors import InputError
-from alignment.held_out import HeldOut
+from alignment.held_out import HeldOut, tell_of_longer
 from alignment.launch import launch
 from alignment.parser import CONFIGS, parse
 from alignment.seq2seq import (
@@ -55,9 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     held_out, more = dialogue.fit_records(prefixed[1], bad_rows=data_args.bad_rows, **fit)
     examples, held_out_examples = (encode_examples(split, tokenizer, context) for split in (train, held_out))
     run.say(f"{len(train)} dialogues to train on, {len(held_out)} held out, of {data_args.dataset_path}.")
-    longer = sum(len(example["labels"]) > args.max_new_tokens for example in examples)
-    if longer:
-        run.say(f"{longer} summaries are longer than it will write: --max_new_tokens {args.max_new_tokens}.")
+    tell_of_longer(examples, args.max_new_tokens)
 
     settings = run.settings_of(model_args, args)
     facts = {

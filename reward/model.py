@@ -21,6 +21,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from alignment import dialogue, models, pretrained
 from alignment.arguments import ModelArguments
+from alignment.cache import GROWING
 from alignment.errors import InputError
 from alignment.ppo.roles import RewardRole, RewardStart, Roles, read_head
 from alignment.progress import Progress
@@ -77,6 +78,7 @@ def raw_scores(model: nn.Module | RewardRole, batch: Batch) -> Tensor:
         of_prompts = model(
             input_ids=batch["input_ids"], attention_mask=prompt_mask, position_ids=positions, use_cache=True
         ).past_key_values
+        whole = any(type(layer) not in GROWING for layer in of_prompts.layers)  # a state cannot be given to several
     scores = []
     for rows in enough.tensor_split(CHUNKS):
         owner, longest = batch["owner"][rows], int(lengths[rows].max())

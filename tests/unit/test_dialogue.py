@@ -140,6 +140,17 @@ def test_a_model_that_thinks_first_is_told_not_to(templated):
     assert prompt_for(record(), 1, "template", qwen).endswith("<turn>assistant\n<think>\n\n</think>\n\n")
 
 
+@pytest.mark.parametrize("prompt", ["<turn>assistant\n<think>\n", "<turn>assistant\n"])
+def test_a_summary_comes_after_the_thoughts_of_a_model_that_always_has_some(prompt, templated):
+    thinking = copy.deepcopy(templated)
+    thinking.add_tokens(["<think>", "</think>"])
+    thinking.chat_template = (
+        "{% for m in messages %}<turn>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}" + prompt + "{% endif %}"
+    )
+    assert prompt_for(record(), 1, "template", thinking).endswith("<turn>assistant\n<think>\n\n</think>\n\n")
+
+
 def test_unknown_form_names_those_there_are(tiny_tokenizer):
     with pytest.raises(InputError, match=r"prompt form chatml: expected one of instruction, chat, template"):
         render(KO, "요약", "chatml", tiny_tokenizer)

@@ -1,5 +1,6 @@
 """Loading in every type, LoRA on every architecture, and QLoRA that really trains, all on tiny random models."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import bitsandbytes
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
@@ -15,9 +16,13 @@ from transformers import (
     Gemma3TextConfig,
     GPTJConfig,
     GPTNeoXConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3Config,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from alignment import embedded, models, pretrained
@@ -288,6 +293,81 @@ def test_a_file_that_was_cut_is_told_without_a_traceback(file: str, says: str, c
         (copy_of_tiny / file).write_bytes((copy_of_tiny / file).read_bytes()[:2000])
     with pytest.raises(InputError, match=says):
         models.load_for_use(str(copy_of_tiny), ModelArguments())
+
+
+def without(folder: Path, word: str) -> None:
+    """Takes the tensors with this word in their names out of a folder's weights."""
+    [file] = folder.glob("*.safetensors")
+    save_file({name: t for name, t in load_file(file).items() if word not in name}, file, {"format": "pt"})
+
+
+def test_weights_that_are_missing_are_not_made_up(copy_of_tiny: Path):
+    without(copy_of_tiny, "layers.1.mlp")
+    with pytest.raises(InputError, match=r"no weights for 3 of its tensors, such as model\.layers\.1\.mlp\.down_proj"):
+        models.load_base(arguments(copy_of_tiny))
+
+
+def test_weights_of_other_sizes_are_told_without_a_traceback(copy_of_tiny: Path):
+    config = json.loads((copy_of_tiny / "config.json").read_text("utf-8"))
+    (copy_of_tiny / "config.json").write_text(json.dumps(config | {"intermediate_size": 256}), "utf-8")
+    with pytest.raises(InputError, match=r"has weights of other sizes than its config\.json says"):
+        models.load_base(arguments(copy_of_tiny))
+
+
+def test_an_adapter_that_lacks_tensors_is_refused(adapter: Path, tiny_model: Path, tmp_path: Path):
+    half = Path(shutil.copytree(adapter, tmp_path / "half"))
+    without(half, "layers.1.")
+    with pytest.raises(InputError, match=r"does not fit .*it lacks 14 tensors"):
+        models.add_adapter(models.load_base(arguments(tiny_model)), half)
+
+
+def test_code_of_a_models_own_is_neither_run_nor_asked_for(copy_of_tiny: Path):
+    config = json.loads((copy_of_tiny / "config.json").read_text("utf-8"))
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (copy_of_tiny / "config.json").write_text(json.dumps(config | own), "utf-8")
+    (copy_of_tiny / "mine.py").write_text("raise SystemExit('run')", "utf-8")
+    with pytest.raises(InputError, match="needs code of its own, and none out of a model folder is run"):
+        models.load_base(arguments(copy_of_tiny))
+
+
+def test_a_pad_token_beyond_the_vocabulary_is_replaced(copy_of_tiny: Path, tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # and the model was not made larger
+    tokenizer.save_pretrained(copy_of_tiny)
+    assert pretrained.load_tokenizer(str(copy_of_tiny)).pad_token_id == tokenizer.eos_token_id
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
+    """A mixture of four experts."""
+    folder = tmp_path_factory.mktemp("experts")
+    sizes = SIZES | {"intermediate_size": 64, "vocab_size": len(tiny_tokenizer), "moe_intermediate_size": 32}
+    config = Qwen3MoeConfig(
+        **sizes, num_key_value_heads=1, num_experts=4, num_experts_per_tok=2, head_dim=16, max_position_embeddings=2048
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_mixture_of_experts_trains_and_writes(experts: Path, sft_flags, tmp_path: Path):
+    sft.main(sft_flags(model_name_or_path=experts, phases=1, max_steps=2, lora_dropout=0))
+    log = json.loads((tmp_path / "out" / "phase1" / "manifest.json").read_text("utf-8"))["log"]
+    assert [name for line in log for name in ("loss", "eval_rouge") if name in line]
+
+
+def test_what_lora_and_4_bit_leave_out_of_a_mixture_of_experts_is_told(experts: Path, capsys):
+    with pytest.raises(InputError, match="PEFT has none for fused experts"):
+        models.load_for_training(arguments(experts, lora_dropout=0.1))
+    models.load_base(arguments(experts, load_in_4bit=True))
+    assert "numbers stay in float32: they are in no linear layer" in capsys.readouterr().err
+
+
+def test_a_type_that_no_reward_model_can_be_made_from_is_refused_before_work(tmp_path: Path):
+    GraniteForCausalLM(GraniteConfig(**SIZES, intermediate_size=64)).save_pretrained(tmp_path)
+    models.check_trainable(arguments(tmp_path))
+    with pytest.raises(InputError, match=r"no classifier of its type \(granite\) to make a reward model from"):
+        models.check_trainable(arguments(tmp_path), scalar_head=True)
 
 
 def test_phase_2_of_full_fine_tuning_starts_from_the_weights_of_phase_1(sft_flags, tiny_model, tmp_path):
