@@ -180,18 +180,7 @@ def generate(
     """
     encoder_decoder = model.config.is_encoder_decoder
     decoding = (decoding or Decoding()).for_model(model)
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        # An end token at once would be an empty summary; the language code that mBART's begin with is none yet.
-        min_new_tokens=1 if not encoder_decoder or model.generation_config.forced_bos_token_id is None else 2,
-        do_sample=False,  # `Sampling` samples: it leaves one token
-        num_beams=decoding.num_beams,
-        length_penalty=decoding.length_penalty,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-        repetition_penalty=1.0,  # what is left unset comes from the model's own generation_config.json
-        eos_token_id=end_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = _config_of(decoding, model, max_new_tokens, end_token_id, tokenizer.pad_token_id)
     state = PartialState()
     sharded = state.num_processes > 1 and is_sharded(model)
     plain = not (encoder_decoder or others or sharded or decoding.no_repeat_ngram_size or decoding.num_beams != 1)
@@ -221,10 +210,8 @@ def generate(
             if others:
                 members = [other.model for other in others]
                 processors.append(AveragedDistributions(members, further, weights, before))
-            most = [max_new_tokens] * len(rows)
-            if decoding.max_new_tokens_ratio:
-                limits = [math.ceil(decoding.max_new_tokens_ratio * len(prompts[i])) for i in rows]
-                most = [min(max_new_tokens, max(SHORTEST_LIMIT, limit)) for limit in limits]
+            most = [_limit(decoding, len(prompts[i]), max_new_tokens) for i in rows]
+            if min(most) < max_new_tokens:
                 processors.append(EndAtLimit(most, end_token_id, before))
             numbers = None
             if decoding.do_sample:
@@ -252,6 +239,31 @@ def generate(
     if state.num_processes > 1:
         texts = gather_object(texts)
     return [text for _, text in sorted(dict(texts).items())]
+
+
+def _config_of(
+    decoding: Decoding, model: PreTrainedModel, max_new_tokens: int, end_token_id: int, pad_token_id: int
+) -> GenerationConfig:
+    starts_with_language = model.config.is_encoder_decoder and model.generation_config.forced_bos_token_id is not None
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        # An end token at once would be an empty summary; the language code that mBART's begin with is none yet.
+        min_new_tokens=2 if starts_with_language else 1,
+        do_sample=False,  # `Sampling` samples: it leaves one token
+        num_beams=decoding.num_beams,
+        length_penalty=decoding.length_penalty,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        repetition_penalty=1.0,  # what is left unset comes from the model's own generation_config.json
+        eos_token_id=end_token_id,
+        pad_token_id=pad_token_id,
+    )
+
+
+def _limit(decoding: Decoding, prompt_tokens: int, max_new_tokens: int) -> int:
+    """Tokens that a summary may have, by its prompt's length where that is asked for."""
+    if not decoding.max_new_tokens_ratio:
+        return max_new_tokens
+    return min(max_new_tokens, max(SHORTEST_LIMIT, math.ceil(decoding.max_new_tokens_ratio * prompt_tokens)))
 
 
 def batches(lengths: list[int], decoding: Decoding) -> Iterator[slice]:
