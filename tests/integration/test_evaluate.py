@@ -164,7 +164,7 @@ def test_profiles_can_be_named(score, english):
 
 
 def test_an_unknown_profile_names_those_there_are(score, english):
-    with pytest.raises(InputError, match="--profiles rouge: expected some of aistages, nikl, strict, english"):
+    with pytest.raises(InputError, match="--profiles rouge: expected one of aistages, nikl, strict, english"):
         score(predictions=english / "system.csv", dataset_path=english / "gold.jsonl", profiles="rouge")
 
 
