@@ -1,9 +1,9 @@
 """Labels -> preference pairs with margins, in TRL's columns; no dialogue stands in two splits.
 
 Two summaries of a dialogue make a pair where their labels differ by `min_margin` or more. Length must not decide: a
-pair's two summaries are of like length (`max_length_ratio`), unless a gate or a person decides between them. What the
-pairs of gates teach of length cancels out: a cut text loses by being shorter, a repetition by being longer. A corruption
-is never the better one, nor are two references compared: which of them is better, the labels cannot say.
+pair's two summaries are of like length (`max_length_ratio`), unless a gate or a person decides between them. What
+gates teach of length cancels out: a cut text loses by being shorter, a repetition by being longer. A corruption is
+never the better one, nor are two references compared: which of them is better, the labels cannot say.
 """
 
 import hashlib
