@@ -23,7 +23,7 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, set_seed
 
 from alignment import pretrained
 from alignment.errors import InputError
@@ -33,7 +33,7 @@ from alignment.ppo.config import PPOConfig, count_steps
 from alignment.ppo.guards import RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import POLICY, Roles
-from alignment.ppo.rollout import Scorer, concatenated, encode_prompts, judge, prefill, sample, score
+from alignment.ppo.rollout import Repeatable, Scorer, concatenated, encode_prompts, judge, prefill, sample, score
 from alignment.ppo.vllm import VLLM
 from alignment.run import last_checkpoint, say, step_of, write_json
 from alignment.training import ResumableTrainer, add_callbacks
@@ -78,6 +78,7 @@ class PPOTrainer(ResumableTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = copy(args)
+        set_seed(args.seed)  # before the roles: a new adapter begins at random
         roles = model if isinstance(model, Roles) else Roles(model)
         tokenizer = processing_class or pretrained.load_tokenizer(roles.name_or_path)
         self.scorers = scorer if isinstance(scorer, dict) else {"score": scorer}
@@ -113,14 +114,14 @@ class PPOTrainer(ResumableTrainer):
         self._figures: dict[str, float] = {}  # of the rollout, for the log
         self._sums: list[Tensor] = []  # of the steps since
         if metric is not None and args.metric_for_best_model and args.greater_is_better:
-            self.add_callback(RewardHacking(args.metric_for_best_model))
+            self.add_callback(RewardHacking(f"eval_{args.metric_for_best_model.removeprefix('eval_')}"))
         add_callbacks(self, PPOProgress(self.steps_per_update), args.early_stopping_patience)
 
     # Rollouts
 
     def get_train_dataloader(self) -> Any:
         """Micro-batches of one rollout after another."""
-        return _Batches(self)
+        return Repeatable(self.batches)
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """The micro-batches that are still to come, each rollout made when the one before is used up."""
@@ -334,8 +335,13 @@ class PPOTrainer(ResumableTrainer):
 
     # Evaluation
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Answers the held-out prompts greedily; logs what scorers and metric say, and keeps the texts in a file."""
+        if eval_dataset is not None or self.eval_dataset is None:
+            raise InputError(
+                "evaluate() answers the eval_dataset that the trainer was made with, and no other. For another: "
+                "PPOTrainer(model=trainer.roles, eval_dataset=...)."
+            )
         started = time.monotonic()
         texts = self.answer()
         raw = self._score(self.eval_dataset, texts)
@@ -347,8 +353,12 @@ class PPOTrainer(ResumableTrainer):
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         broadcast_object_list(shared := [metrics])  # one opinion, whatever scorers and metric do by chance
         metrics = shared[0]
-        if (best := self.args.metric_for_best_model) and best not in metrics:
-            raise InputError(f"--metric_for_best_model {best}: there is none. Evaluation gives {', '.join(metrics)}.")
+        best = self.args.metric_for_best_model
+        if best and f"eval_{best.removeprefix('eval_')}" not in metrics:
+            if self.args.load_best_model_at_end or best != PPOConfig.metric_for_best_model:
+                names = ", ".join(metrics)
+                raise InputError(f"--metric_for_best_model {best}: there is none. Evaluation gives {names}.")
+            self.args.metric_for_best_model = None  # the trainer beneath asks for it though it chooses nothing
         metrics["eval_seconds"] = round(time.monotonic() - started, 3)
         if self.is_world_process_zero():
             folder = Path(str(self.args.output_dir)) / "held_out"
@@ -386,13 +396,3 @@ class PPOTrainer(ResumableTrainer):
 
     def _load_best_model(self) -> None:
         self.roles.load(str(self.state.best_model_checkpoint))
-
-
-class _Batches:
-    """The trainer's rollouts as something to iterate over; without a length, so that `max_steps` rules."""
-
-    def __init__(self, trainer: PPOTrainer) -> None:
-        self.trainer = trainer
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self.trainer.batches()
