@@ -112,8 +112,10 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
     log = trainer.state.log_history
-    answers = {f"phase {phase}": trainer.first_answers(), "phase 3": trainer.answer()}
-    figures = compare(held_out, answers, log, args.metric_profile, chose=args.load_best_model_at_end)
+    before = "earlier phase 3" if "num_ppo_epochs" in trained else f"phase {phase}"
+    answers = {before: trainer.first_answers(), "phase 3": trainer.answer()}
+    how = (trainer.steps_per_update, args.metric_profile, args.load_best_model_at_end)
+    figures = compare(held_out, answers, log, *how)
     write_comparison(figures, held_out, output)
     current.finish(log=log, best_checkpoint=trainer.state.best_model_checkpoint)
 

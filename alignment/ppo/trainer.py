@@ -114,7 +114,8 @@ class PPOTrainer(ResumableTrainer):
         self._figures: dict[str, float] = {}  # of the rollout, for the log
         self._sums: list[Tensor] = []  # of the steps since
         if metric is not None and args.metric_for_best_model and args.greater_is_better:
-            self.add_callback(RewardHacking(f"eval_{args.metric_for_best_model.removeprefix('eval_')}"))
+            name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+            self.add_callback(RewardHacking(name, self.steps_per_update))
         add_callbacks(self, PPOProgress(self.steps_per_update), args.early_stopping_patience)
 
     # Rollouts

@@ -198,6 +198,13 @@ def test_a_reward_model_on_a_base_of_its_own(flags: Flags, tmp_path: Path, rewar
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
+def test_going_on_from_ppo_is_called_so(flags: Flags, tmp_path: Path, finished: Path):
+    start(flags(sft_model=finished / "phase3", scorers=["rouge"], num_updates=1))
+    results = json.loads((tmp_path / "out/results.json").read_text("utf-8"))
+    assert [row["name"] for row in results["systems"][:2]] == ["earlier phase 3", "phase 3"]
+    assert "<h1>Earlier phase 3 against phase 3" in (tmp_path / "out/report.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_phase_3_on_4_bit_weights(flags: Flags, tmp_path: Path, sft_model: Path, checkpointing: bool):
     start(flags(load_in_4bit=True, reread_prompts=checkpointing, gradient_checkpointing=checkpointing, num_updates=1))

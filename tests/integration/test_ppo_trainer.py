@@ -463,9 +463,10 @@ def test_reward_hacking_is_told_with_figures(reward: list[float], rouge: list[fl
         {"step": 4 * i, "eval_score": r, "eval_rouge": m, "eval_length_characters": 90 + i}
         for i, (r, m) in enumerate(zip(reward, rouge, strict=True))
     ]
-    warning = reward_hacking(log, "eval_rouge")
+    warning = reward_hacking(log, "eval_rouge", 4)
     assert (warning is not None) == hacked
     if warning:
+        assert warning.startswith("reward hacking: from update 0 to 2 the score rose")
         assert "eval_score 0 -> 2, eval_rouge 30 -> 25, eval_length_characters 90 -> 92" in warning
 
 
@@ -476,7 +477,7 @@ def test_reward_hacking_is_said_while_training(tmp_path: Path, capsys: pytest.Ca
         **held_out([30.0, 29.0, 28.0, 27.0]),
     )  # fmt: skip
     one.train()
-    assert "reward hacking: from step 0 to 12" in capsys.readouterr().err
+    assert "reward hacking: from update 0 to 3" in capsys.readouterr().err
 
 
 # A model that is handed over
