@@ -30,7 +30,7 @@ from reward.evaluation import usual_profiles
 from reward.labels import LabelArguments
 from reward.model import RewardModel, start_of
 from reward.rouge import check_profiles
-from reward.scorers import check_reward_model, check_scorers, load_scorers
+from reward.scorers import check_reward_model, check_scorers, load_scorers, sources_of
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         "prompt_form": form,
         "data": {"train": data.stamp(train), "held_out": data.stamp(held_out)},
         "starts_from": [weights_of(one) for one in (args.sft_model, rewarding) if one],
+        "scorers": sources_of(args.scorers),
     }
     if not any(output.glob("phase3*")):  # else they are of that run
         outputs.refuse_existing([output / "results.json", output / "report.html"], args.overwrite_output_dir)
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         Dataset.from_list([
             {
                 "id": record.id, "dialogue": record.dialogue, "references": list(record.references),
-                "prompt": dialogue.prompt_for(record, phase, form, tokenizer),
+                "topic": record.topic, "prompt": dialogue.prompt_for(record, phase, form, tokenizer),
             }
             for record in records
         ])

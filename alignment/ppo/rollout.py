@@ -21,7 +21,8 @@ from alignment.head import head_of_few
 from alignment.ppo.prompt_cache import PromptCache, join, pad
 from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
 
-# Called by keyword with `prompts`, `completions` and the data set's other columns; one number for each completion.
+# Called by keyword with `prompts` (as the data set has them), `completions` (texts), and the data set's other columns;
+# one number for each completion.
 Scorer = Callable[..., list[float]]
 
 

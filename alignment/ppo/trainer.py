@@ -49,7 +49,7 @@ class PPOTrainer(ResumableTrainer):
     Args:
         model: `Roles`; or a base with an adapter, or without one, which gets its roles here.
         train_dataset: Column `prompt` (a text, or a conversation of messages), and whatever the scorers take.
-        scorer: What completions are worth: a function as TRL's GRPO takes them, or several by name.
+        scorer: What completions are worth: a function, called as `Scorer` says, or several by name.
         scorer_weights: By name; 1 each by default.
         eval_dataset: Held-out prompts, which are answered greedily at each evaluation.
         metric: The true metric, which is not in the reward: figures of held-out completions, logged as `eval_...`.
