@@ -97,11 +97,13 @@ class PPOConfig(TrainerArguments, TrainingArguments):
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more.")
-        for name in ("temperature", "max_kl", "score_clip", "cliprange", "cliprange_value"):
-            if getattr(self, name) <= 0:
+        for name in ("max_kl", "score_clip", "cliprange", "cliprange_value"):  # infinite: without a bound
+            if not getattr(self, name) > 0:  # as nan is not
                 raise InputError(f"--{name} {getattr(self, name)}: expected more than 0.")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"--temperature {self.temperature}: expected more than 0, such as 1.")
         for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "value_warmup_updates"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name} {getattr(self, name)}: expected 0 or more.")
         if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
             raise InputError(f"--gamma {self.gamma}, --lam {self.lam}: expected shares from 0 to 1.")
@@ -180,6 +182,8 @@ class PPOArguments(PPOConfig):
         weights = self.scorer_weights
         if weights is not None and len(weights) != len(self.scorers):
             raise InputError(f"--scorer_weights {weights}: expected one for each of --scorers {self.scorers}.")
+        if weights is not None and not all(map(math.isfinite, weights)):
+            raise InputError(f"--scorer_weights {weights}: expected finite numbers.")
         if weights is not None and not any(weights):
             raise InputError(f"--scorer_weights {weights}: every completion would be paid 0. Give one another weight.")
         if len(set(self.scorers)) != len(self.scorers) or not self.scorers:

@@ -1,4 +1,7 @@
-"""Watching for reward hacking: a reward that rises while the true metric, which is not in it, falls."""
+"""What watches over PPO: for reward hacking, and that the policy rests while the value warms up.
+
+Reward hacking is a reward that rises while the true metric, which is not in it, falls.
+"""
 
 from typing import Any
 
@@ -42,3 +45,20 @@ class RewardHacking(TrainerCallback):
         """After each evaluation, whose figures are in the log by then."""
         if warning := reward_hacking(state.log_history, self.metric, self.steps_per_update):
             say(warning)
+
+
+class PolicyRests(TrainerCallback):
+    """Keeps the optimiser from the policy in the first steps, in which its gradients are 0.
+
+    With those, weight decay would shrink it all the same, and the moments of Adam would count steps that say nothing.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """By now gradients are gathered, summed over processes and clipped."""
+        if state.global_step < self.steps:
+            kwargs["model"].forget_gradients_of_policy()

@@ -167,6 +167,11 @@ class Roles(nn.Module):
         """The parameters of policy and value, which are all that an optimiser may move."""
         return [*self._of(POLICY), *self._of(VALUE), *self.value_head.parameters()]
 
+    def forget_gradients_of_policy(self) -> None:
+        """Has the optimiser's next step pass over the policy."""
+        for parameter in self._of(POLICY):
+            parameter.grad = None
+
     def _of(self, role: str) -> list[Tensor]:
         parameters: list[Tensor] = []
         for layer in self.layers:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,12 @@ class Repeatable:
 
     def __iter__(self) -> Iterator[Any]:
         return self.make()
+
+
+def row_at(place: int, rows: int, seed: int) -> int:
+    """The prompt at a place in the run: each pass goes through all of them in an order of its own."""
+    epoch, index = divmod(place, rows)
+    return int(torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch))[index])
 
 
 def encode_prompts(
@@ -137,11 +144,22 @@ def concatenated(batches: list[dict[str, Any]], name: str) -> Tensor:
 
 
 def score(scorers: dict[str, Scorer], rows: Dataset, texts: list[str]) -> dict[str, Tensor]:
-    """What each scorer gives each text (N).
+    """What each scorer gives each text (N); where one fails in one process, all of them say so and stop.
 
     Raises:
         InputError: A scorer raised, or returned too few or too many numbers, or one that is not finite.
     """
+    raw, error = {}, None
+    try:
+        raw = _given(scorers, rows, texts)
+    except InputError as fault:
+        error = str(fault)
+    if errors := [fault for fault in gather_object([error]) if fault]:
+        raise InputError(errors[0])
+    return raw
+
+
+def _given(scorers: dict[str, Scorer], rows: Dataset, texts: list[str]) -> dict[str, Tensor]:
     columns = {name: list(rows[name]) for name in rows.column_names if name != "prompt"}
     raw = {}
     for name, scorer in scorers.items():

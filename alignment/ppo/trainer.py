@@ -10,7 +10,6 @@ processes; prompts are read once an update, unless told otherwise, without a gra
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -30,10 +29,20 @@ from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.ppo import math as ppo
 from alignment.ppo.config import PPOConfig, count_steps
-from alignment.ppo.guards import RewardHacking
+from alignment.ppo.guards import PolicyRests, RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import POLICY, Roles
-from alignment.ppo.rollout import Repeatable, Scorer, concatenated, encode_prompts, judge, prefill, sample, score
+from alignment.ppo.rollout import (
+    Repeatable,
+    Scorer,
+    concatenated,
+    encode_prompts,
+    judge,
+    prefill,
+    row_at,
+    sample,
+    score,
+)
 from alignment.ppo.vllm import VLLM
 from alignment.run import last_checkpoint, say, step_of, write_json
 from alignment.training import ResumableTrainer, add_callbacks
@@ -116,6 +125,7 @@ class PPOTrainer(ResumableTrainer):
         if metric is not None and args.metric_for_best_model and args.greater_is_better:
             name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
             self.add_callback(RewardHacking(name, self.steps_per_update))
+        self.add_callback(PolicyRests(args.value_warmup_updates * self.steps_per_update))
         add_callbacks(self, PPOProgress(self.steps_per_update), args.early_stopping_patience)
 
     # Rollouts
@@ -170,9 +180,10 @@ class PPOTrainer(ResumableTrainer):
         each, dialogues = args.num_generations, args.rollout_batch_size // args.num_generations
         first, beyond = update * dialogues + accelerator.process_index, (update + 1) * dialogues
         own = range(first, beyond, accelerator.num_processes)
-        by_length = sorted(own, key=lambda place: len(self.prompt_ids[self._row(place)]))
+        row_of = {place: row_at(place, len(self.prompt_ids), args.seed) for place in own}
+        by_length = sorted(own, key=lambda place: len(self.prompt_ids[row_of[place]]))
         places = [place * each + i for place in by_length for i in range(each)]
-        rows = [self._row(place // each) for place in places]
+        rows = [row_of[place // each] for place in places]
         prompts = [self.prompt_ids[row] for row in rows]
         pad_id, micro = self.processing_class.pad_token_id, args.per_device_train_batch_size
         self.roles.eval()
@@ -191,7 +202,7 @@ class PPOTrainer(ResumableTrainer):
         sampled_seconds = time.monotonic() - started
         of_value = prefill(self.roles, prompts, self.roles.prompt_role, micro)
         with self.roles.knowing(prompts, of_value):
-            raw = self._score(self.train_dataset.select(rows), texts)
+            raw = score(self.scorers, self.train_dataset.select(rows), texts)
         combined = self._combine(raw)
         relative = ppo.leave_one_out(combined, each)
         ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
@@ -200,7 +211,8 @@ class PPOTrainer(ResumableTrainer):
         names = ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
         mask, log_probs, ref_log_probs, entropy, values = (concatenated(batches, name) for name in names)
         begins = self.scale is None
-        mean, deviation = self.scale = self.scale or self._scale_of(relative)
+        moments = self._sum(ppo.moments(relative, torch.ones_like(relative, dtype=torch.bool)))
+        mean, deviation = self.scale = self.scale or ppo.mean_and_deviation(moments)
         scores = ((relative - mean) / deviation).clamp(-args.score_clip, args.score_clip)
         scores = scores - args.missing_eos_penalty * (1 - ended)
         if begins:
@@ -229,12 +241,6 @@ class PPOTrainer(ResumableTrainer):
         self._tokens = sum(map(len, prompts + completions)) * accelerator.num_processes
         return batches
 
-    def _scale_of(self, scores: Tensor) -> tuple[float, float]:
-        """Mean and deviation of the scores in the first rollout."""
-        count, total, squares = self._sum(ppo.moments(scores, torch.ones_like(scores, dtype=torch.bool))).tolist()
-        deviation = math.sqrt(max(0.0, squares / count - (total / count) ** 2))
-        return total / count, deviation if deviation > 1e-6 else 1.0
-
     def _begin_value(self, scores: Tensor, values: Tensor, mask: Tensor) -> None:
         """The value begins as the line through what it says that foresees the first scores best.
 
@@ -247,12 +253,6 @@ class PPOTrainer(ResumableTrainer):
             self.roles.value_head.bias.mul_(slope).add_(intercept)
         values.mul_(slope).add_(intercept * mask)
 
-    def _row(self, place: int) -> int:
-        """The prompt at a place in the run: each pass goes through all of them in an order of its own."""
-        epoch, index = divmod(place, len(self.prompt_ids))
-        generator = torch.Generator().manual_seed(self.args.seed + epoch)
-        return int(torch.randperm(len(self.prompt_ids), generator=generator)[index])
-
     def _adapt(self, kl: float) -> None:
         """The KL coefficient of the next update."""
         if self.args.kl_target is not None:
@@ -264,17 +264,6 @@ class PPOTrainer(ResumableTrainer):
     def _texts(self, completions: list[list[int]]) -> list[str]:
         ended = [ids[:-1] if ids[-1] == self.end_token_id else ids for ids in completions]
         return [self.processing_class.decode(ids, skip_special_tokens=True).strip() for ids in ended]
-
-    def _score(self, rows: Dataset, texts: list[str]) -> dict[str, Tensor]:
-        """What each scorer gives each text (N); where one fails in one process, all of them say so and stop."""
-        raw, error = {}, None
-        try:
-            raw = score(self.scorers, rows, texts)
-        except InputError as fault:
-            error = str(fault)
-        if errors := [fault for fault in gather_object([error]) if fault]:
-            raise InputError(errors[0])
-        return raw
 
     def _combine(self, raw: dict[str, Tensor]) -> Tensor:
         return torch.stack([self.scorer_weights[name] * scores for name, scores in raw.items()]).sum(0)
@@ -345,7 +334,7 @@ class PPOTrainer(ResumableTrainer):
             )
         started = time.monotonic()
         texts = self.answer()
-        raw = self._score(self.eval_dataset, texts)
+        raw = score(self.scorers, self.eval_dataset, texts)
         figures = {"score": float(self._combine(raw).mean()), "length_characters": sum(map(len, texts)) / len(texts)}
         figures |= {f"score/{name}": float(scores.mean()) for name, scores in raw.items()} if len(raw) > 1 else {}
         if self.metric:
@@ -391,8 +380,15 @@ class PPOTrainer(ResumableTrainer):
         write_json({"kl_coef": self.kl_coef, "scale": self.scale}, folder / STATE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.roles.load(resume_from_checkpoint)
-        state = json.loads((Path(resume_from_checkpoint) / STATE).read_text())
+        folder = Path(resume_from_checkpoint)
+        step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
+        if step % self.steps_per_update:
+            raise InputError(
+                f"{folder}: saved amid an update (step {step}, where an update has "
+                f"{self.steps_per_update}), whose rollout is gone. Go on from one that was saved between updates."
+            )
+        self.roles.load(folder)
+        state = json.loads((folder / STATE).read_text())
         self.kl_coef, self.scale = state["kl_coef"], state["scale"]
 
     def _load_best_model(self) -> None:

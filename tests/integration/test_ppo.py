@@ -276,6 +276,7 @@ def test_rouge_and_quality_as_scorers(dialogues: Path):
         ({"scorers": ["rouge"], "allow_unfit": True}, "--allow_unfit, .* without reward_model among --scorers"),
         ({"scorer_weights": [1, 2]}, "--scorer_weights .*one for each of --scorers"),
         ({"scorer_weights": [0]}, "--scorer_weights .*every completion would be paid 0"),
+        ({"scorer_weights": ["nan"]}, "--scorer_weights .nan.: expected finite numbers"),
         ({"rollout_batch_size": 3}, "--rollout_batch_size 3: expected a multiple of 2"),
         ({"max_length": 9999}, "--max_length 9999: expected at most 2048"),
         ({"max_length": 16}, "the first turn, with room for the summary"),

@@ -1,6 +1,7 @@
 """PPOTrainer as a notebook uses it, on a model of two layers and a vocabulary of 16 letters."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -134,12 +135,38 @@ def test_while_the_value_warms_up_the_policy_does_not_move(tmp_path: Path):
             now = one.roles.named_parameters()
             moved[state.global_step] = {name for name, weight in now if not torch.equal(weight, before[name])}
 
-    one = trainer(tmp_path, value_warmup_updates=1, callbacks=[Watch()])
+    one = trainer(tmp_path, value_warmup_updates=1, weight_decay=0.5, callbacks=[Watch()])
     before = {name: parameter.clone() for name, parameter in one.roles.named_parameters()}
     one.train()
     assert moved[4]  # the last step of the first update
     assert all(".value." in name or name.startswith("value_head") for name in moved[4])
     assert any(".default." in name for name in moved[5])
+    steps = {
+        name.split(".")[-2]: int(one.optimizer.state[weight]["step"])
+        for name, weight in one.roles.named_parameters()
+        if weight in one.optimizer.state
+    }
+    assert steps == {"default": 4, "value": 8, "value_head": 8}  # of Adam: the policy begins with its own first step
+
+
+def test_killed_after_the_warm_up_it_ends_with_the_same_bits(tmp_path: Path):
+    settings = {"num_updates": 3, "value_warmup_updates": 1, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"gradient_accumulation_steps": 2, "max_grad_norm": 0.1, "save_total_limit": 9}
+    one, again = (trainer(tmp_path, **settings) for _ in range(2))
+    one.train()
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{one.steps_per_update}"))
+    torch.testing.assert_close(again.roles.state_dict(), one.roles.state_dict(), rtol=0, atol=0)
+
+
+def test_a_checkpoint_amid_an_update_is_refused(tmp_path: Path):
+    class Save(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_save = True
+
+    trainer(tmp_path, num_updates=1, save_strategy="steps", save_total_limit=9, callbacks=[Save()]).train()
+    with pytest.raises(InputError, match=r"checkpoint-3: saved amid an update \(step 3, where an update has 4\)"):
+        trainer(tmp_path, save_strategy="steps").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    trainer(tmp_path, save_strategy="steps").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_only_policy_and_value_move(tmp_path: Path):
@@ -566,6 +593,13 @@ def test_a_faulty_scorer_is_told(tmp_path: Path, scorer: Callable, message: str)
         ({"temperature": 0.0}, "--temperature 0.0: expected more than 0"),
         ({"kl_coef": -1.0}, "--kl_coef -1.0: expected 0 or more"),
         ({"lam": 1.5}, "--lam 1.5"),
+        ({"lam": math.nan}, "--lam nan"),
+        ({"kl_coef": math.nan}, "--kl_coef nan: expected 0 or more"),
+        ({"kl_coef": math.inf}, "--kl_coef inf: expected 0 or more"),
+        ({"temperature": math.inf}, "--temperature inf: expected more than 0"),
+        ({"temperature": math.nan}, "--temperature nan: expected more than 0"),
+        ({"max_kl": math.nan}, "--max_kl nan: expected more than 0"),
+        ({"kl_target": math.nan}, "--kl_target nan"),
         ({"kl_target": 7.0, "max_kl": 6.0}, "--kl_target 7.0"),
         ({"num_ppo_epochs": 0}, "--num_ppo_epochs 0: expected 1 or more"),
         ({"max_new_tokens": -5}, "--max_new_tokens -5: expected 1 or more"),
