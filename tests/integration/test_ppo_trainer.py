@@ -511,11 +511,10 @@ def test_reward_hacking_is_said_while_training(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_seed_decides_how_a_new_adapter_begins(tmp_path: Path):
-    torch.manual_seed(1)
-    one = trainer(tmp_path, model=(base := model()), seed=7)
-    torch.rand(5)
-    again = trainer(tmp_path, model=model(), seed=7)
-    assert base is one.roles.model.get_base_model()
+    bases = model(), model()
+    one = trainer(tmp_path, model=bases[0], seed=7)
+    torch.manual_seed(1)  # as whatever a notebook did before
+    again = trainer(tmp_path, model=bases[1], seed=7)
     torch.testing.assert_close(again.roles.state_dict(), one.roles.state_dict(), rtol=0, atol=0)
 
 
