@@ -156,6 +156,7 @@ class TrainerArguments:
     """What every trainer here shares: our defaults for fields of `TrainingArguments`, and a few of our own."""
 
     MEASURES: ClassVar[tuple[str, ...]] = ()  # by which the best checkpoint can be chosen; none: by any
+    ROUNDS_SAVE_STEPS: ClassVar[bool] = False  # whether the trainer itself has checkpoints fall on evaluations
 
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start again, and delete an existing output."})
     early_stopping_patience: int = field(default=3, metadata={"help": "Evaluations without progress before a stop."})
@@ -217,7 +218,22 @@ class TrainerArguments:
             raise InputError(f"--metric_for_best_model {chosen_by}: expected {expected}.")
         if getattr(self, "trust_remote_code", False):
             raise InputError("--trust_remote_code: no code out of a model folder is run here. Leave it out.")
-        super().__post_init__()  # type: ignore[misc]  # TRL's
+        names = ("eval_strategy", "save_strategy", "eval_steps", "save_steps")
+        steps = ", ".join(f"--{name} {getattr(self, name)}" for name in names)  # which become enumerations
+        keeps_best, same = self.load_best_model_at_end, self.eval_strategy == self.save_strategy
+        if self.ROUNDS_SAVE_STEPS and same:
+            self.load_best_model_at_end = False  # by which transformers refuses steps that are yet to be rounded
+        try:
+            super().__post_init__()  # type: ignore[misc]  # TRL's
+        except ValueError as error:
+            if "--load_best_model_at_end requires the" not in str(error):
+                raise
+            raise InputError(
+                f"{steps}: the best checkpoint is one that was evaluated and saved. Expected the same strategy for "
+                "both, and --save_steps a multiple of --eval_steps, both of them counts or both shares; or "
+                "--load_best_model_at_end false."
+            ) from error
+        self.load_best_model_at_end = keeps_best
         # One process that sees several GPUs takes one: TRL refuses DataParallel, which would split the roles' caches.
         self._n_gpu = min(self.n_gpu, 1)  # type: ignore[attr-defined]
         for name in self.report_to:

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import resource
 import sys
 import time
@@ -19,6 +20,7 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 console = Console(stderr=True)
+LOG_WIDTH = 160  # of a log, in which a text folded into a narrow column would take hundreds of lines
 
 
 def _on_gpu() -> bool:
@@ -162,4 +164,7 @@ def show_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -
     for row in rows:
         values = (f"{value:.2f}" if isinstance(value, float) else str(value) for value in map(row.get, columns))
         table.add_row(*map(Text, values))
-    Console().print(table)
+    screen = Console()
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen.width = LOG_WIDTH
+    screen.print(table)

@@ -233,6 +233,8 @@ class Run:
             changed.insert(0, "other dialogues")
         if previous.get("starts_from") != manifest.get("starts_from"):
             changed.insert(0, "other weights to start from")
+        if "scorers" in previous and previous["scorers"] != manifest.get("scorers"):
+            changed.insert(0, "another file of a scorer")
         if not previous["finished"] and previous["world_size"] != manifest["world_size"]:
             changed.insert(0, f"number of processes {previous['world_size']} -> {manifest['world_size']}")
         if changed and _has_work(folder):

@@ -30,7 +30,7 @@ from reward.evaluation import usual_profiles
 from reward.labels import LabelArguments
 from reward.model import RewardModel, start_of
 from reward.rouge import check_profiles
-from reward.scorers import check_reward_model, check_scorers, load_scorers
+from reward.scorers import check_reward_model, check_scorers, load_scorers, sources_of
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         "prompt_form": form,
         "data": {"train": data.stamp(train), "held_out": data.stamp(held_out)},
         "starts_from": [weights_of(one) for one in (args.sft_model, rewarding) if one],
+        "scorers": sources_of(args.scorers),
     }
     if not any(output.glob("phase3*")):  # else they are of that run
         outputs.refuse_existing([output / "results.json", output / "report.html"], args.overwrite_output_dir)
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         Dataset.from_list([
             {
                 "id": record.id, "dialogue": record.dialogue, "references": list(record.references),
-                "prompt": dialogue.prompt_for(record, phase, form, tokenizer),
+                "topic": record.topic, "prompt": dialogue.prompt_for(record, phase, form, tokenizer),
             }
             for record in records
         ])
@@ -112,8 +113,10 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
     trainer.save_model()
     log = trainer.state.log_history
-    answers = {f"phase {phase}": trainer.first_answers(), "phase 3": trainer.answer()}
-    figures = compare(held_out, answers, log, args.metric_profile, chose=args.load_best_model_at_end)
+    before = "earlier phase 3" if "num_ppo_epochs" in trained else f"phase {phase}"
+    answers = {before: trainer.first_answers(), "phase 3": trainer.answer()}
+    how = (trainer.steps_per_update, args.metric_profile, args.load_best_model_at_end)
+    figures = compare(held_out, answers, log, *how)
     write_comparison(figures, held_out, output)
     current.finish(log=log, best_checkpoint=trainer.state.best_model_checkpoint)
 

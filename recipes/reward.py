@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     for split in SPLITS:
         prompts = {record.id: dialogue.prompt_for(record, **prompting) for record in records[split]}
         formats.write_rows(pairs.as_rows(compared[split], prompts), folder / f"{split}.pairs.jsonl", keep)
-    pairs.show_counts(compared["train"])
+    pairs.show_counts(compared, labels)
     if args.stage == "pair":
         return
 

@@ -35,17 +35,24 @@ def held_out_figures(profile: str, completions: list[str], references: list[list
 
 
 def compare(
-    records: list[Record], answers: dict[str, list[str]], log: list[dict[str, float]], profile: str, chose: bool
+    records: list[Record],
+    answers: dict[str, list[str]],
+    log: list[dict[str, float]],
+    steps_per_update: int,
+    profile: str,
+    chose: bool,
 ) -> dict[str, Any]:
     """The figures of two lists of summaries of the same dialogues, and of the run between them.
 
     Args:
         answers: The summaries before and after, by the name of what wrote them.
+        log: The trainer's, which counts steps of the optimiser.
         chose: Whether these dialogues chose the checkpoint.
 
     Returns:
         `systems` (name, profile, rouge1, rouge2, rougeL, mean, characters, rows), `difference` by profile
-        (as `paired_bootstrap` returns it), `chosen_by`, `warning` and `note` or None, the run's `log`, and `answers`.
+        (as `paired_bootstrap` returns it), `verdict` in words, `chosen_by`, `warning` and `note` or None, the run's
+        `log` with the `update` of each line, and `answers`.
     """
     references = [list(record.references) for record in records]
     systems: list[dict[str, Any]] = []
@@ -60,16 +67,34 @@ def compare(
             rows.append([row["mean"] for row in result.rows])
         differences[one] = paired_bootstrap(rows[0], rows[1])
     return {
-        "systems": systems, "difference": differences, "chosen_by": profile,
-        "warning": reward_hacking(log, "eval_rouge"), "note": CHOSE if chose else None, "log": log, "answers": answers,
+        "systems": systems, "difference": differences, "verdict": verdict(answers, differences[profile]),
+        "chosen_by": profile, "warning": reward_hacking(log, "eval_rouge", steps_per_update),
+        "note": CHOSE if chose else None, "answers": answers,
+        "log": [line | {"update": line["step"] / steps_per_update} for line in log],
     }  # fmt: skip
+
+
+def verdict(answers: dict[str, list[str]], difference: dict[str, float]) -> str:
+    """What a difference with its interval comes to, in words.
+
+    Args:
+        answers: The summaries before and after, by the name of what wrote them.
+    """
+    before, after = answers
+    if answers[before] == answers[after]:
+        return f"Not one summary changed: the policy that was kept is that of {before}, or hardly another."
+    if difference["low"] <= 0 <= difference["high"]:
+        return f"The difference may be chance: {after} is not shown to be better than {before}."
+    if difference["difference"] < 0:
+        return f"{after.capitalize()} is worse than {before} here, beyond chance. Use {before}."
+    return f"{after.capitalize()} is better than {before} here, beyond chance."
 
 
 def write_comparison(figures: dict[str, Any], records: list[Record], folder: Path) -> None:
     """Writes results.json and report.html, one page that needs no network, and prints table and verdict."""
     if not is_main_process():
         return
-    names = ("systems", "difference", "chosen_by", "warning", "note")
+    names = ("systems", "difference", "verdict", "chosen_by", "warning", "note")
     write_json({name: figures[name] for name in names}, folder / "results.json")
     plots = [plot(partial(_curve, title), figures["log"]) for title in CURVES]
     before, after = figures["answers"]
@@ -96,15 +121,14 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
         )
     if figures["note"]:
         say(figures["note"])
-    if figures["difference"][figures["chosen_by"]]["difference"] <= 0:
-        say(f"{after.capitalize()} is no better than {before} here. Use {before}.")
+    say(figures["verdict"])
     say(f"Written: {folder}/report.html and results.json")
 
 
 def _curve(title: str, axes: Axes, log: list[dict[str, float]]) -> None:
-    points = [(line["step"], line[CURVES[title]]) for line in log if CURVES[title] in line]
+    points = [(line["update"], line[CURVES[title]]) for line in log if CURVES[title] in line]
     axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else "", markersize=3)
-    axes.set(title=title, xlabel="step")
+    axes.set(title=title, xlabel="update")
 
 
 _PAGE = """<!doctype html>
@@ -117,6 +141,7 @@ _PAGE = """<!doctype html>
 {%- for value in (row.rouge1, row.rouge2, row.rougeL, row.mean, row.characters) %}<td>{{ "%.2f"|format(value) }}
 {%- endfor %}</tr>
 {% endfor %}</table>
+<p class="verdict">{{ verdict }}</p>
 {% for profile, found in difference.items() %}<p>{{ profile }}: {{ "%+.2f"|format(found.difference) }}, 95% interval
 {{ "%+.2f"|format(found.low) }} to {{ "%+.2f"|format(found.high) }}, p {{ "%.2g"|format(found.p) }}.</p>{% endfor %}
 {% if note %}<p>{{ note }}</p>{% endif %}

@@ -38,7 +38,8 @@ class LabelArguments:
     ratings_weight: float = field(default=0.5, metadata={"help": "Share of a human rating in a label, from 0 to 1."})
     min_margin: float = field(default=0.05, metadata={"help": "Least difference of two labels that makes a pair."})
     max_length_ratio: float = field(
-        default=1.25, metadata={"help": "Summaries whose lengths differ more are compared only where a gate decides."}
+        default=1.25,
+        metadata={"help": "Summaries whose lengths differ more are compared only where a gate or ratings decide."},
     )
 
     def __post_init__(self) -> None:

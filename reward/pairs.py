@@ -1,9 +1,9 @@
 """Labels -> preference pairs with margins, in TRL's columns; no dialogue stands in two splits.
 
 Two summaries of a dialogue make a pair where their labels differ by `min_margin` or more. Length must not decide: a
-pair's two summaries are of like length (`max_length_ratio`), unless a gate decides between them. What such pairs teach
-of length cancels out: a cut text loses by being shorter, a repetition by being longer. A corruption is never the better
-one, nor are two references compared: which of them is better, the labels cannot say.
+pair's two summaries are of like length (`max_length_ratio`), unless a gate or a person decides between them. What
+gates teach of length cancels out: a cut text loses by being shorter, a repetition by being longer. A corruption is
+never the better one, nor are two references compared: which of them is better, the labels cannot say.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from typing import Any
 from alignment.errors import InputError
 from alignment.progress import show_table
 from alignment.records import Record
+from alignment.run import say
 from reward.candidates import CORRUPTED
 from reward.labels import Label, LabelArguments
 
@@ -64,7 +65,7 @@ def make_pairs(labels: list[Label], args: LabelArguments, human: Iterable[dict[s
             better, worse = (one, other) if one.label >= other.label else (other, one)
             margin = better.label - worse.label
             where = length_bin(better.text, worse.text, args.max_length_ratio)
-            comparable = where == BINS[1] or len(worse.failed) > len(better.failed)
+            comparable = where == BINS[1] or len(worse.failed) > len(better.failed) or _rated_above(better, worse)
             comparable = comparable and not one.kind == other.kind == "reference"
             comparable = comparable and (one.id, _words(one.text, other.text)) not in judged
             if comparable and margin > 0 and margin >= args.min_margin and better.kind not in CORRUPTED:
@@ -81,6 +82,10 @@ def make_pairs(labels: list[Label], args: LabelArguments, human: Iterable[dict[s
             "other --candidates."
         )
     return pairs
+
+
+def _rated_above(better: Label, worse: Label) -> bool:
+    return better.rating is not None and worse.rating is not None and better.rating > worse.rating
 
 
 def _words(*texts: str) -> frozenset[str]:
@@ -116,9 +121,24 @@ def stamp(pairs: list[Pair]) -> dict[str, Any]:
     return {"pairs": len(pairs), "sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
 
-def show_counts(pairs: list[Pair]) -> None:
-    """Prints the table of `counts`."""
-    show_table(f"{len(pairs)} pairs to train on", ("kind", "pairs", *BINS), counts(pairs))
+def show_counts(pairs: dict[str, list[Pair]], labels: dict[str, list[Label]]) -> None:
+    """Prints the table of `counts` of the pairs to train on; and, where summaries are rated, what became of ratings.
+
+    Args:
+        pairs: By split.
+        labels: What they were made of, by split.
+    """
+    train = pairs["train"]
+    show_table(f"{len(train)} pairs to train on", ("kind", "pairs", *BINS), counts(train))
+    rated = {(label.id, label.text) for split in labels for label in labels[split] if label.rating is not None}
+    if rated:
+        used = {
+            pair.id
+            for split in pairs
+            for pair in pairs[split]
+            if (pair.id, pair.chosen) in rated and (pair.id, pair.rejected) in rated
+        }
+        say(f"{len(rated)} ratings; {len(used)} dialogues have a pair of two rated summaries.")
 
 
 def counts(pairs: list[Pair]) -> list[dict[str, Any]]:

@@ -1,11 +1,16 @@
 """What PPO is paid for: the reward model, ROUGE, quality, or a function of one's own, each under its name.
 
-A scorer is called as the reward functions of TRL's GRPO are: by keyword, with `completions`, `prompts` and a list for
-each column of the data (here `id`, `dialogue`, `references`), and returns a number for each completion.
+A scorer is called by keyword, as the reward functions of TRL's GRPO are: with `prompts` and `completions` (texts), and
+`id`, `dialogue`, `references` (a list of texts each) and `topic` of the dialogue that each completion is for. It
+returns a number for each completion.
 """
 
+import contextlib
+import hashlib
+import inspect
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -32,6 +37,19 @@ def check_scorers(names: list[str]) -> None:
     for name in names:
         if name not in SCORERS:
             _imported(name)
+
+
+def sources_of(names: list[str]) -> dict[str, str]:
+    """The SHA-256 of the file that each function of one's own is written in; what is built in has none."""
+    found = {}
+    for name in names:
+        if name in SCORERS:
+            continue
+        function = inspect.unwrap(_imported(name))
+        with contextlib.suppress(TypeError):  # of what is built in
+            if path := inspect.getsourcefile(function if inspect.isroutine(function) else type(function)):
+                found[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return found
 
 
 def load_scorers(
@@ -94,9 +112,16 @@ def _imported(name: str) -> Scorer:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        return getattr(import_module(module), function)
+        found = getattr(import_module(module), function)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # those of `./my.py:f` and `:f`
         raise InputError(f"--scorers {name}: {error}. Expected a module that Python finds from here.") from error
+    except Exception as error:  # of the module itself, whatever it does
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if isinstance(error, SyntaxError) else f" ({where.filename}:{where.lineno})"  # which tells its own
+        raise InputError(f"--scorers {name}: {type(error).__name__}: {error}{place}. Correct it there.") from error
+    if not callable(found):
+        raise InputError(f"--scorers {name}: is {found!r:.80}. Expected a function.")
+    return found
 
 
 def check_reward_model(folder: Path, base: str, allow_unfit: bool, separate: bool) -> Path:

@@ -17,6 +17,8 @@ class PPOConfig(TrainerArguments, TrainingArguments):
     Names are those of trl 1.12's `PPOConfig` where it has them. Source: Huang et al. 2024 (arXiv 2403.17031).
     """
 
+    ROUNDS_SAVE_STEPS = True
+
     output_dir: str | None = field(default="runs/ppo", metadata={"help": "Where phase3/ and the report are written."})
     rollout_batch_size: int = field(
         default=32, metadata={"help": "Completions an update; their prompts stay in host memory."}
@@ -95,14 +97,18 @@ class PPOConfig(TrainerArguments, TrainingArguments):
         ):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more.")
-        for name in ("temperature", "max_kl", "score_clip", "cliprange", "cliprange_value"):
-            if getattr(self, name) <= 0:
+        for name in ("max_kl", "score_clip", "cliprange", "cliprange_value"):  # infinite: without a bound
+            if not getattr(self, name) > 0:  # as nan is not
                 raise InputError(f"--{name} {getattr(self, name)}: expected more than 0.")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"--temperature {self.temperature}: expected more than 0, such as 1.")
         for name in ("kl_coef", "vf_coef", "missing_eos_penalty", "value_warmup_updates"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name} {getattr(self, name)}: expected 0 or more.")
         if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
             raise InputError(f"--gamma {self.gamma}, --lam {self.lam}: expected shares from 0 to 1.")
+        if self.load_best_model_at_end and not self.metric_for_best_model:
+            raise InputError("--metric_for_best_model: none, where --load_best_model_at_end true needs one.")
         if self.kl_target is not None and not 0 < self.kl_target < self.max_kl:
             raise InputError(f"--kl_target {self.kl_target}: expected above 0 and below --max_kl {self.max_kl}.")
         super().__post_init__()
@@ -142,7 +148,7 @@ def count_steps(args: PPOConfig, prompts: int) -> tuple[int, int]:
         if value is not None:
             value = max(1, round(value * updates)) if value < 1 else int(value)
             setattr(args, name, value * steps_per_update)
-    if args.load_best_model_at_end and args.eval_steps:  # the best is among those that were evaluated
+    if args.load_best_model_at_end and args.eval_steps and args.eval_steps % args.save_steps:  # the best is evaluated
         args.save_steps = max(1, round(args.save_steps / args.eval_steps)) * args.eval_steps
     # Before that the policy is what it was: evaluations would be equal, and early stopping would take them for the end.
     args.eval_delay = max(args.eval_delay, args.value_warmup_updates * steps_per_update)
@@ -176,6 +182,8 @@ class PPOArguments(PPOConfig):
         weights = self.scorer_weights
         if weights is not None and len(weights) != len(self.scorers):
             raise InputError(f"--scorer_weights {weights}: expected one for each of --scorers {self.scorers}.")
+        if weights is not None and not all(map(math.isfinite, weights)):
+            raise InputError(f"--scorer_weights {weights}: expected finite numbers.")
         if weights is not None and not any(weights):
             raise InputError(f"--scorer_weights {weights}: every completion would be paid 0. Give one another weight.")
         if len(set(self.scorers)) != len(self.scorers) or not self.scorers:

@@ -1,4 +1,7 @@
-"""Watching for reward hacking: a reward that rises while the true metric, which is not in it, falls."""
+"""What watches over PPO: for reward hacking, and that the policy rests while the value warms up.
+
+Reward hacking is a reward that rises while the true metric, which is not in it, falls.
+"""
 
 from typing import Any
 
@@ -7,12 +10,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from alignment.run import say
 
 
-def reward_hacking(log: list[dict[str, float]], metric: str) -> str | None:
+def reward_hacking(log: list[dict[str, float]], metric: str, steps_per_update: int) -> str | None:
     """The last two evaluations against the first: a warning with the figures, or None.
 
     Args:
         log: A trainer's `log_history`.
         metric: The name of the true metric in it, such as `eval_rouge`; more of it is better.
+        steps_per_update: Of the optimiser, which the log counts.
     """
     evaluations = [line for line in log if "eval_score" in line and metric in line]
     if len(evaluations) < 3:
@@ -21,10 +25,11 @@ def reward_hacking(log: list[dict[str, float]], metric: str) -> str | None:
     if not all(line["eval_score"] > first["eval_score"] and line[metric] < first[metric] for line in last):
         return None
     now = last[-1]
+    begin, end = (line["step"] // steps_per_update for line in (first, now))
     figures = ("eval_score", metric, "eval_length_characters", "eval_repetition")
     shown = ", ".join(f"{name} {first[name]:.4g} -> {now[name]:.4g}" for name in figures if name in first)
     return (
-        f"reward hacking: from step {first['step']} to {now['step']} the score rose while the true metric fell "
+        f"reward hacking: from update {begin} to {end} the score rose while the true metric fell "
         f"({shown}). Raise --kl_coef, lower --learning_rate, or mend the reward. With --load_best_model_at_end "
         f"true the best checkpoint by {metric} is kept, else the last."
     )
@@ -33,10 +38,27 @@ def reward_hacking(log: list[dict[str, float]], metric: str) -> str | None:
 class RewardHacking(TrainerCallback):
     """Says so when the reward is being hacked."""
 
-    def __init__(self, metric: str) -> None:
-        self.metric = metric
+    def __init__(self, metric: str, steps_per_update: int) -> None:
+        self.metric, self.steps_per_update = metric, steps_per_update
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """After each evaluation, whose figures are in the log by then."""
-        if warning := reward_hacking(state.log_history, self.metric):
+        if warning := reward_hacking(state.log_history, self.metric, self.steps_per_update):
             say(warning)
+
+
+class PolicyRests(TrainerCallback):
+    """Keeps the optimiser from the policy in the first steps, in which its gradients are 0.
+
+    With those, weight decay would shrink it all the same, and the moments of Adam would count steps that say nothing.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """By now gradients are gathered, summed over processes and clipped."""
+        if state.global_step < self.steps:
+            kwargs["model"].forget_gradients_of_policy()

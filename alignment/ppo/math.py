@@ -7,6 +7,7 @@ last action that there is; completions without an end token are the same in both
 """
 
 from collections.abc import Callable
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -101,6 +102,13 @@ def moments(values: Tensor, mask: Tensor) -> Tensor:
     """Number, sum and sum of squares of the values that there are (3, float64), which add up over processes."""
     chosen = values[mask].double()
     return torch.stack([mask.sum().double(), chosen.sum(), (chosen**2).sum()])
+
+
+def mean_and_deviation(sums: Tensor) -> tuple[float, float]:
+    """Of values whose `moments` these are; a deviation of nothing counts as 1."""
+    count, total, squares = sums.tolist()
+    deviation = sqrt(max(0.0, squares / count - (total / count) ** 2))
+    return total / count, deviation if deviation > 1e-6 else 1.0
 
 
 def policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:

@@ -54,11 +54,22 @@ class Roles(nn.Module):
             with a head of zeros.
 
     Raises:
-        InputError: The model scales its logits after the head, or the reward adapter does not fit the base.
+        InputError: It is no model, has roles already, or scales its logits after the head; or the reward adapter does
+            not fit it.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, reward: RewardStart | None = None) -> None:
         super().__init__()
+        if isinstance(model, str | Path):
+            raise InputError(
+                f"model={str(model)!r:.80}: expected a model that is loaded, as by "
+                "AutoModelForCausalLM.from_pretrained(...)."
+            )
+        if REFERENCE in getattr(model, "peft_config", {}):
+            raise InputError(
+                f"{model.name_or_path or 'The model'} has the roles of another PPOTrainer. Load it again, or hand "
+                "over `trainer.roles` to go on with them."
+            )
         if not isinstance(model, PeftModel):
             lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
             model = get_peft_model(model, lora, autocast_adapter_dtype=False)
@@ -155,6 +166,11 @@ class Roles(nn.Module):
     def trained(self) -> list[Tensor]:
         """The parameters of policy and value, which are all that an optimiser may move."""
         return [*self._of(POLICY), *self._of(VALUE), *self.value_head.parameters()]
+
+    def forget_gradients_of_policy(self) -> None:
+        """Has the optimiser's next step pass over the policy."""
+        for parameter in self._of(POLICY):
+            parameter.grad = None
 
     def _of(self, role: str) -> list[Tensor]:
         parameters: list[Tensor] = []

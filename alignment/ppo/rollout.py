@@ -6,11 +6,12 @@ between. (See vllm.py for the other way to sample.)
 """
 
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -21,8 +22,25 @@ from alignment.head import head_of_few
 from alignment.ppo.prompt_cache import PromptCache, join, pad
 from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
 
-# Called by keyword with `prompts`, `completions` and the data set's other columns; one number for each completion.
+# Called by keyword with `prompts` (as the data set has them), `completions` (texts), and the data set's other columns;
+# one number for each completion.
 Scorer = Callable[..., list[float]]
+
+
+class Repeatable:
+    """What a function iterates over, anew each time; without a length, so that a trainer's `max_steps` rules."""
+
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
+
+
+def row_at(place: int, rows: int, seed: int) -> int:
+    """The prompt at a place in the run: each pass goes through all of them in an order of its own."""
+    epoch, index = divmod(place, rows)
+    return int(torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch))[index])
 
 
 def encode_prompts(
@@ -126,11 +144,22 @@ def concatenated(batches: list[dict[str, Any]], name: str) -> Tensor:
 
 
 def score(scorers: dict[str, Scorer], rows: Dataset, texts: list[str]) -> dict[str, Tensor]:
-    """What each scorer gives each text (N).
+    """What each scorer gives each text (N); where one fails in one process, all of them say so and stop.
 
     Raises:
         InputError: A scorer raised, or returned too few or too many numbers, or one that is not finite.
     """
+    raw, error = {}, None
+    try:
+        raw = _given(scorers, rows, texts)
+    except InputError as fault:
+        error = str(fault)
+    if errors := [fault for fault in gather_object([error]) if fault]:
+        raise InputError(errors[0])
+    return raw
+
+
+def _given(scorers: dict[str, Scorer], rows: Dataset, texts: list[str]) -> dict[str, Tensor]:
     columns = {name: list(rows[name]) for name in rows.column_names if name != "prompt"}
     raw = {}
     for name, scorer in scorers.items():

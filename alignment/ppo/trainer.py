@@ -10,7 +10,6 @@ processes; prompts are read once an update, unless told otherwise, without a gra
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -23,17 +22,27 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, set_seed
 
 from alignment import pretrained
 from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.ppo import math as ppo
 from alignment.ppo.config import PPOConfig, count_steps
-from alignment.ppo.guards import RewardHacking
+from alignment.ppo.guards import PolicyRests, RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import POLICY, Roles
-from alignment.ppo.rollout import Scorer, concatenated, encode_prompts, judge, prefill, sample, score
+from alignment.ppo.rollout import (
+    Repeatable,
+    Scorer,
+    concatenated,
+    encode_prompts,
+    judge,
+    prefill,
+    row_at,
+    sample,
+    score,
+)
 from alignment.ppo.vllm import VLLM
 from alignment.run import last_checkpoint, say, step_of, write_json
 from alignment.training import ResumableTrainer, add_callbacks
@@ -49,7 +58,7 @@ class PPOTrainer(ResumableTrainer):
     Args:
         model: `Roles`; or a base with an adapter, or without one, which gets its roles here.
         train_dataset: Column `prompt` (a text, or a conversation of messages), and whatever the scorers take.
-        scorer: What completions are worth: a function as TRL's GRPO takes them, or several by name.
+        scorer: What completions are worth: a function, called as `Scorer` says, or several by name.
         scorer_weights: By name; 1 each by default.
         eval_dataset: Held-out prompts, which are answered greedily at each evaluation.
         metric: The true metric, which is not in the reward: figures of held-out completions, logged as `eval_...`.
@@ -78,6 +87,7 @@ class PPOTrainer(ResumableTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         args = copy(args)
+        set_seed(args.seed)  # before the roles: a new adapter begins at random
         roles = model if isinstance(model, Roles) else Roles(model)
         tokenizer = processing_class or pretrained.load_tokenizer(roles.name_or_path)
         self.scorers = scorer if isinstance(scorer, dict) else {"score": scorer}
@@ -113,14 +123,16 @@ class PPOTrainer(ResumableTrainer):
         self._figures: dict[str, float] = {}  # of the rollout, for the log
         self._sums: list[Tensor] = []  # of the steps since
         if metric is not None and args.metric_for_best_model and args.greater_is_better:
-            self.add_callback(RewardHacking(args.metric_for_best_model))
+            name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+            self.add_callback(RewardHacking(name, self.steps_per_update))
+        self.add_callback(PolicyRests(args.value_warmup_updates * self.steps_per_update))
         add_callbacks(self, PPOProgress(self.steps_per_update), args.early_stopping_patience)
 
     # Rollouts
 
     def get_train_dataloader(self) -> Any:
         """Micro-batches of one rollout after another."""
-        return _Batches(self)
+        return Repeatable(self.batches)
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """The micro-batches that are still to come, each rollout made when the one before is used up."""
@@ -168,9 +180,10 @@ class PPOTrainer(ResumableTrainer):
         each, dialogues = args.num_generations, args.rollout_batch_size // args.num_generations
         first, beyond = update * dialogues + accelerator.process_index, (update + 1) * dialogues
         own = range(first, beyond, accelerator.num_processes)
-        by_length = sorted(own, key=lambda place: len(self.prompt_ids[self._row(place)]))
+        row_of = {place: row_at(place, len(self.prompt_ids), args.seed) for place in own}
+        by_length = sorted(own, key=lambda place: len(self.prompt_ids[row_of[place]]))
         places = [place * each + i for place in by_length for i in range(each)]
-        rows = [self._row(place // each) for place in places]
+        rows = [row_of[place // each] for place in places]
         prompts = [self.prompt_ids[row] for row in rows]
         pad_id, micro = self.processing_class.pad_token_id, args.per_device_train_batch_size
         self.roles.eval()
@@ -189,7 +202,7 @@ class PPOTrainer(ResumableTrainer):
         sampled_seconds = time.monotonic() - started
         of_value = prefill(self.roles, prompts, self.roles.prompt_role, micro)
         with self.roles.knowing(prompts, of_value):
-            raw = self._score(self.train_dataset.select(rows), texts)
+            raw = score(self.scorers, self.train_dataset.select(rows), texts)
         combined = self._combine(raw)
         relative = ppo.leave_one_out(combined, each)
         ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
@@ -198,7 +211,8 @@ class PPOTrainer(ResumableTrainer):
         names = ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
         mask, log_probs, ref_log_probs, entropy, values = (concatenated(batches, name) for name in names)
         begins = self.scale is None
-        mean, deviation = self.scale = self.scale or self._scale_of(relative)
+        moments = self._sum(ppo.moments(relative, torch.ones_like(relative, dtype=torch.bool)))
+        mean, deviation = self.scale = self.scale or ppo.mean_and_deviation(moments)
         scores = ((relative - mean) / deviation).clamp(-args.score_clip, args.score_clip)
         scores = scores - args.missing_eos_penalty * (1 - ended)
         if begins:
@@ -227,12 +241,6 @@ class PPOTrainer(ResumableTrainer):
         self._tokens = sum(map(len, prompts + completions)) * accelerator.num_processes
         return batches
 
-    def _scale_of(self, scores: Tensor) -> tuple[float, float]:
-        """Mean and deviation of the scores in the first rollout."""
-        count, total, squares = self._sum(ppo.moments(scores, torch.ones_like(scores, dtype=torch.bool))).tolist()
-        deviation = math.sqrt(max(0.0, squares / count - (total / count) ** 2))
-        return total / count, deviation if deviation > 1e-6 else 1.0
-
     def _begin_value(self, scores: Tensor, values: Tensor, mask: Tensor) -> None:
         """The value begins as the line through what it says that foresees the first scores best.
 
@@ -245,12 +253,6 @@ class PPOTrainer(ResumableTrainer):
             self.roles.value_head.bias.mul_(slope).add_(intercept)
         values.mul_(slope).add_(intercept * mask)
 
-    def _row(self, place: int) -> int:
-        """The prompt at a place in the run: each pass goes through all of them in an order of its own."""
-        epoch, index = divmod(place, len(self.prompt_ids))
-        generator = torch.Generator().manual_seed(self.args.seed + epoch)
-        return int(torch.randperm(len(self.prompt_ids), generator=generator)[index])
-
     def _adapt(self, kl: float) -> None:
         """The KL coefficient of the next update."""
         if self.args.kl_target is not None:
@@ -262,17 +264,6 @@ class PPOTrainer(ResumableTrainer):
     def _texts(self, completions: list[list[int]]) -> list[str]:
         ended = [ids[:-1] if ids[-1] == self.end_token_id else ids for ids in completions]
         return [self.processing_class.decode(ids, skip_special_tokens=True).strip() for ids in ended]
-
-    def _score(self, rows: Dataset, texts: list[str]) -> dict[str, Tensor]:
-        """What each scorer gives each text (N); where one fails in one process, all of them say so and stop."""
-        raw, error = {}, None
-        try:
-            raw = score(self.scorers, rows, texts)
-        except InputError as fault:
-            error = str(fault)
-        if errors := [fault for fault in gather_object([error]) if fault]:
-            raise InputError(errors[0])
-        return raw
 
     def _combine(self, raw: dict[str, Tensor]) -> Tensor:
         return torch.stack([self.scorer_weights[name] * scores for name, scores in raw.items()]).sum(0)
@@ -334,11 +325,16 @@ class PPOTrainer(ResumableTrainer):
 
     # Evaluation
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Answers the held-out prompts greedily; logs what scorers and metric say, and keeps the texts in a file."""
+        if eval_dataset is not None or self.eval_dataset is None:
+            raise InputError(
+                "evaluate() answers the eval_dataset that the trainer was made with, and no other. For another: "
+                "PPOTrainer(model=trainer.roles, eval_dataset=...)."
+            )
         started = time.monotonic()
         texts = self.answer()
-        raw = self._score(self.eval_dataset, texts)
+        raw = score(self.scorers, self.eval_dataset, texts)
         figures = {"score": float(self._combine(raw).mean()), "length_characters": sum(map(len, texts)) / len(texts)}
         figures |= {f"score/{name}": float(scores.mean()) for name, scores in raw.items()} if len(raw) > 1 else {}
         if self.metric:
@@ -347,8 +343,12 @@ class PPOTrainer(ResumableTrainer):
         metrics = {f"eval_{name}": value for name, value in figures.items()}
         broadcast_object_list(shared := [metrics])  # one opinion, whatever scorers and metric do by chance
         metrics = shared[0]
-        if (best := self.args.metric_for_best_model) and best not in metrics:
-            raise InputError(f"--metric_for_best_model {best}: there is none. Evaluation gives {', '.join(metrics)}.")
+        best = self.args.metric_for_best_model
+        if best and f"eval_{best.removeprefix('eval_')}" not in metrics:
+            if self.args.load_best_model_at_end or best != PPOConfig.metric_for_best_model:
+                names = ", ".join(metrics)
+                raise InputError(f"--metric_for_best_model {best}: there is none. Evaluation gives {names}.")
+            self.args.metric_for_best_model = None  # the trainer beneath asks for it though it chooses nothing
         metrics["eval_seconds"] = round(time.monotonic() - started, 3)
         if self.is_world_process_zero():
             folder = Path(str(self.args.output_dir)) / "held_out"
@@ -380,19 +380,16 @@ class PPOTrainer(ResumableTrainer):
         write_json({"kl_coef": self.kl_coef, "scale": self.scale}, folder / STATE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.roles.load(resume_from_checkpoint)
-        state = json.loads((Path(resume_from_checkpoint) / STATE).read_text())
+        folder = Path(resume_from_checkpoint)
+        step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
+        if step % self.steps_per_update:
+            raise InputError(
+                f"{folder}: saved amid an update (step {step}, where an update has "
+                f"{self.steps_per_update}), whose rollout is gone. Go on from one that was saved between updates."
+            )
+        self.roles.load(folder)
+        state = json.loads((folder / STATE).read_text())
         self.kl_coef, self.scale = state["kl_coef"], state["scale"]
 
     def _load_best_model(self) -> None:
         self.roles.load(str(self.state.best_model_checkpoint))
-
-
-class _Batches:
-    """The trainer's rollouts as something to iterate over; without a length, so that `max_steps` rules."""
-
-    def __init__(self, trainer: PPOTrainer) -> None:
-        self.trainer = trainer
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self.trainer.batches()

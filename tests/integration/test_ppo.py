@@ -22,7 +22,7 @@ from alignment.summarizer import Summarizer
 from recipes import merge, ppo, reward, sft, summarize
 from reward.labels import LabelArguments
 from reward.rouge import rouge
-from reward.scorers import load_scorers
+from reward.scorers import load_scorers, sources_of
 
 Flags = Callable[..., list[str]]
 WEIGHTS = ("adapter_model.safetensors", "value/adapter_model.safetensors", "value/head.safetensors")
@@ -178,11 +178,31 @@ def test_an_unfinished_run_goes_on_and_ends_with_the_same_bits(finished: Path, c
 
 def test_without_a_reward_model_functions_are_enough(flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "short.py").write_text(
-        "def words(completions, **_):\n    return [-len(c.split()) for c in completions]\n"
+        "def words(prompts, completions, id, dialogue, references, topic):\n"
+        "    assert all(one in prompt for one, prompt in zip(dialogue, prompts))\n"
+        "    assert len(completions) == len(id) == len(references) == len(topic)\n"
+        "    return [-len(c.split()) for c in completions]\n"
     )
     monkeypatch.chdir(tmp_path)
     start(flags(scorers=["short:words"], reward_model="nowhere", num_updates=1))
     assert "score/short:words" in manifest(tmp_path / "out")["log"][1]
+
+
+def test_a_scorer_that_was_edited_does_not_go_on(flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.py").write_text("def score(completions, **_):\n    return [0.0 for _ in completions]\n")
+    monkeypatch.chdir(tmp_path)
+    start(flags(scorers=["mine:score"], num_updates=1))
+    unfinished = manifest(tmp_path / "out") | {"finished": False}
+    (tmp_path / "out/phase3/manifest.json").write_text(json.dumps(unfinished), "utf-8")
+    (tmp_path / "mine.py").write_text("def score(completions, **_):\n    return [1.0 for _ in completions]\n")
+    with pytest.raises(InputError, match=r"holds a run with other settings \(another file of a scorer"):
+        ppo.main(flags(scorers=["mine:score"], num_updates=1, resume_from_checkpoint=True))
+
+
+def test_only_functions_of_ones_own_have_a_source():
+    assert sources_of(["rouge", "math:fsum"]) == {}
+    assert sources_of(["json:dumps"]).keys() == {"json:dumps"}
+    assert sources_of(["string:capwords"]) != sources_of(["json:dumps"])
 
 
 def test_a_reward_model_on_a_base_of_its_own(flags: Flags, tmp_path: Path, reward_model: Path, tiny_model: Path):
@@ -196,6 +216,13 @@ def test_a_reward_model_on_a_base_of_its_own(flags: Flags, tmp_path: Path, rewar
     scores = [[line["score/reward_model"] for line in manifest(folder)["log"] if "score/reward_model" in line]
               for folder in (tmp_path / "out", together)]  # fmt: skip
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_going_on_from_ppo_is_called_so(flags: Flags, tmp_path: Path, finished: Path):
+    start(flags(sft_model=finished / "phase3", scorers=["rouge"], num_updates=1))
+    results = json.loads((tmp_path / "out/results.json").read_text("utf-8"))
+    assert [row["name"] for row in results["systems"][:2]] == ["earlier phase 3", "phase 3"]
+    assert "<h1>Earlier phase 3 against phase 3" in (tmp_path / "out/report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -242,12 +269,14 @@ def test_rouge_and_quality_as_scorers(dialogues: Path):
         ({"scorers": ["nonsense"]}, "--scorers nonsense: expected reward_model, rouge, quality, or module:function"),
         ({"scorers": ["no_such_module:f"]}, "--scorers no_such_module:f: No module named"),
         ({"scorers": ["json:f"]}, "--scorers json:f: module 'json' has no attribute 'f'"),
+        ({"scorers": ["json:__name__"]}, "--scorers json:__name__: is 'json'. Expected a function"),
         ({"scorers": ["./mine.py:f"]}, r"--scorers \./mine\.py:f: .*Expected a module that Python finds from here"),
         ({"scorers": [":f"]}, "--scorers :f: .*Expected a module that Python finds from here"),
         ({"scorers": ["rouge", "rouge"]}, "--scorers .*each once"),
         ({"scorers": ["rouge"], "allow_unfit": True}, "--allow_unfit, .* without reward_model among --scorers"),
         ({"scorer_weights": [1, 2]}, "--scorer_weights .*one for each of --scorers"),
         ({"scorer_weights": [0]}, "--scorer_weights .*every completion would be paid 0"),
+        ({"scorer_weights": ["nan"]}, "--scorer_weights .nan.: expected finite numbers"),
         ({"rollout_batch_size": 3}, "--rollout_batch_size 3: expected a multiple of 2"),
         ({"max_length": 9999}, "--max_length 9999: expected at most 2048"),
         ({"max_length": 16}, "the first turn, with room for the summary"),
@@ -259,6 +288,22 @@ def test_rouge_and_quality_as_scorers(dialogues: Path):
 def test_bad_input_is_refused(flags: Flags, changes: dict[str, object], message: str):
     with pytest.raises(InputError, match=message):
         ppo.main(flags(**changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bad_syntax", "def f(:\n", r"SyntaxError: .*\(bad_syntax\.py, line 1\)\. Correct it there"),
+        ("bad_import", "{}['x']\n", r"KeyError: 'x' \(.*bad_import\.py:1\)\. Correct it there"),
+    ],
+)
+def test_a_module_that_fails_as_it_is_imported_is_told(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, message: str
+):
+    (tmp_path / f"{name}.py").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"--scorers {name}:f: {message}"):
+        ppo.main(flags(scorers=[f"{name}:f"]))
 
 
 def test_an_unfit_reward_model_is_refused_unless_it_is_wanted(flags: Flags, tmp_path: Path, reward_model: Path):

@@ -1,6 +1,7 @@
 """PPOTrainer as a notebook uses it, on a model of two layers and a vocabulary of 16 letters."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -134,12 +135,38 @@ def test_while_the_value_warms_up_the_policy_does_not_move(tmp_path: Path):
             now = one.roles.named_parameters()
             moved[state.global_step] = {name for name, weight in now if not torch.equal(weight, before[name])}
 
-    one = trainer(tmp_path, value_warmup_updates=1, callbacks=[Watch()])
+    one = trainer(tmp_path, value_warmup_updates=1, weight_decay=0.5, callbacks=[Watch()])
     before = {name: parameter.clone() for name, parameter in one.roles.named_parameters()}
     one.train()
     assert moved[4]  # the last step of the first update
     assert all(".value." in name or name.startswith("value_head") for name in moved[4])
     assert any(".default." in name for name in moved[5])
+    steps = {
+        name.split(".")[-2]: int(one.optimizer.state[weight]["step"])
+        for name, weight in one.roles.named_parameters()
+        if weight in one.optimizer.state
+    }
+    assert steps == {"default": 4, "value": 8, "value_head": 8}  # of Adam: the policy begins with its own first step
+
+
+def test_killed_after_the_warm_up_it_ends_with_the_same_bits(tmp_path: Path):
+    settings = {"num_updates": 3, "value_warmup_updates": 1, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"gradient_accumulation_steps": 2, "max_grad_norm": 0.1, "save_total_limit": 9}
+    one, again = (trainer(tmp_path, **settings) for _ in range(2))
+    one.train()
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{one.steps_per_update}"))
+    torch.testing.assert_close(again.roles.state_dict(), one.roles.state_dict(), rtol=0, atol=0)
+
+
+def test_a_checkpoint_amid_an_update_is_refused(tmp_path: Path):
+    class Save(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_save = True
+
+    trainer(tmp_path, num_updates=1, save_strategy="steps", save_total_limit=9, callbacks=[Save()]).train()
+    with pytest.raises(InputError, match=r"checkpoint-3: saved amid an update \(step 3, where an update has 4\)"):
+        trainer(tmp_path, save_strategy="steps").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    trainer(tmp_path, save_strategy="steps").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_only_policy_and_value_move(tmp_path: Path):
@@ -301,6 +328,7 @@ def test_a_notebook_needs_few_settings(tmp_path: Path):
 
 def test_a_metric_without_the_figure_that_chooses_is_told_at_once(tmp_path: Path):
     evaluation = held_out([1.0] * 9) | {"metric": lambda completions, **_: {"bleu": 1.0}}
+    evaluation |= {"save_strategy": "steps", "load_best_model_at_end": True}
     with pytest.raises(InputError, match=r"eval_rouge: there is none\. Evaluation gives .*eval_bleu"):
         trainer(tmp_path, **evaluation).train()
 
@@ -336,6 +364,37 @@ def test_the_best_checkpoint_by_the_true_metric_is_kept(tmp_path: Path):
     assert (tmp_path / "end/adapter_model.safetensors").read_bytes() == (
         best / "adapter_model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "evaluated", "saved"),
+    [
+        ({"save_steps": 1}, [0, 3, 6], [1, 2, 3, 4, 5, 6]),
+        ({"save_steps": 3, "eval_steps": 2}, [0, 2, 4, 6], [4, 6]),
+        ({"eval_steps": 3, "save_steps": 0.5}, [0, 3, 6], [3, 6]),
+    ],
+)
+def test_steps_of_saving_and_evaluating_need_not_be_of_one_kind(
+    tmp_path: Path, given: dict, evaluated: list, saved: list
+):
+    keep = {"save_strategy": "steps", "load_best_model_at_end": True, "save_total_limit": 9}
+    settings = {"num_updates": 6, **keep, **held_out([float(i) for i in range(9)]), "eval_steps": 0.5} | given
+    one = trainer(tmp_path, **settings)
+    one.train()
+    log = [line["step"] for line in one.state.log_history if "eval_rouge" in line]
+    assert [step // one.steps_per_update for step in log] == evaluated
+    checkpoints = sorted(step_of(path) // one.steps_per_update for path in tmp_path.glob("checkpoint-*"))
+    assert checkpoints == saved
+    assert step_of(Path(one.state.best_model_checkpoint)) // one.steps_per_update == max({*saved} & {*evaluated})
+
+
+def test_without_held_out_prompts_any_steps_will_do(tmp_path: Path):
+    one = PPOTrainer(
+        model=model(), scorer=share_of_a, train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        processing_class=tokenizer(),
+        args=PPOConfig(output_dir=str(tmp_path), use_cpu=True, num_updates=9, max_new_tokens=8, save_steps=5),
+    )  # fmt: skip
+    assert one.args.save_steps == 5 * one.steps_per_update
 
 
 def test_early_stopping_waits_until_the_policy_learns(tmp_path: Path):
@@ -433,9 +492,10 @@ def test_reward_hacking_is_told_with_figures(reward: list[float], rouge: list[fl
         for i, (r, m) in enumerate(zip(reward, rouge, strict=True))
     ]
     log.insert(1, {"step": 1, "loss": 0.5})
-    warning = reward_hacking(log, "eval_rouge")
+    warning = reward_hacking(log, "eval_rouge", 4)
     assert (warning is not None) == hacked
     if warning:
+        assert warning.startswith(f"reward hacking: from update 0 to {len(reward) - 1} the score rose")
         assert "eval_score 0 -> 2, eval_rouge 30 -> 25, eval_length_characters 90 -> 9" in warning
 
 
@@ -446,7 +506,64 @@ def test_reward_hacking_is_said_while_training(tmp_path: Path, capsys: pytest.Ca
         **held_out([30.0, 29.0, 28.0, 27.0]),
     )  # fmt: skip
     one.train()
-    assert "reward hacking: from step 0 to 12" in capsys.readouterr().err
+    assert "reward hacking: from update 0 to 3" in capsys.readouterr().err
+
+
+# A model that is handed over
+
+
+def test_the_seed_decides_how_a_new_adapter_begins(tmp_path: Path):
+    bases = model(), model()
+    one = trainer(tmp_path, model=bases[0], seed=7)
+    torch.manual_seed(1)  # as whatever a notebook did before
+    again = trainer(tmp_path, model=bases[1], seed=7)
+    torch.testing.assert_close(again.roles.state_dict(), one.roles.state_dict(), rtol=0, atol=0)
+
+
+def test_roles_serve_a_second_trainer_and_their_base_does_not(tmp_path: Path):
+    base = model()
+    one = trainer(tmp_path, model=base)
+    trainer(tmp_path, model=one.roles, num_updates=1).train()
+    for used in (base, one.roles.model):
+        with pytest.raises(
+            InputError, match=r"has the roles of another PPOTrainer.*Load it again, or .*trainer\.roles"
+        ):
+            trainer(tmp_path, model=used)
+
+
+def test_the_name_of_a_model_is_not_one(tmp_path: Path):
+    with pytest.raises(InputError, match=r"model='some/name': expected .*AutoModelForCausalLM\.from_pretrained"):
+        trainer(tmp_path, model="some/name")
+
+
+# Evaluation
+
+
+def test_only_the_prompts_that_were_held_out_are_evaluated(tmp_path: Path):
+    one = trainer(tmp_path / "one", **held_out([10.0, 20.0]))
+    assert one.evaluate()["eval_rouge"] == 10.0
+    with pytest.raises(InputError, match="the eval_dataset that the trainer was made with"):
+        one.evaluate(eval_dataset=Dataset.from_dict({"prompt": PROMPTS[:1]}))
+    with pytest.raises(InputError, match="the eval_dataset that the trainer was made with"):
+        trainer(tmp_path / "none").evaluate()
+
+
+def test_another_metric_needs_no_name_where_no_checkpoint_is_chosen(tmp_path: Path):
+    evaluation = held_out([]) | {"metric": lambda completions, **_: {"length": 3.0}}
+    one = trainer(tmp_path, **evaluation)
+    one.train()
+    assert [line["eval_length"] for line in one.state.log_history if "eval_length" in line] == [3.0] * 3
+
+
+@pytest.mark.parametrize("best", ["length", "eval_length"])
+def test_the_metric_that_chooses_is_named_with_eval_or_without(tmp_path: Path, best: str):
+    keep = {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": best}
+    given = iter([3.0, 2.0, 1.0])
+    one = trainer(
+        tmp_path, **keep, **held_out([]) | {"metric": lambda completions, **_: {"length": next(given)}}
+    )  # fmt: skip
+    one.train()
+    assert step_of(Path(one.state.best_model_checkpoint)) == one.steps_per_update
 
 
 # Bad input
@@ -477,6 +594,13 @@ def test_a_faulty_scorer_is_told(tmp_path: Path, scorer: Callable, message: str)
         ({"temperature": 0.0}, "--temperature 0.0: expected more than 0"),
         ({"kl_coef": -1.0}, "--kl_coef -1.0: expected 0 or more"),
         ({"lam": 1.5}, "--lam 1.5"),
+        ({"lam": math.nan}, "--lam nan"),
+        ({"kl_coef": math.nan}, "--kl_coef nan: expected 0 or more"),
+        ({"kl_coef": math.inf}, "--kl_coef inf: expected 0 or more"),
+        ({"temperature": math.inf}, "--temperature inf: expected more than 0"),
+        ({"temperature": math.nan}, "--temperature nan: expected more than 0"),
+        ({"max_kl": math.nan}, "--max_kl nan: expected more than 0"),
+        ({"kl_target": math.nan}, "--kl_target nan"),
         ({"kl_target": 7.0, "max_kl": 6.0}, "--kl_target 7.0"),
         ({"num_ppo_epochs": 0}, "--num_ppo_epochs 0: expected 1 or more"),
         ({"max_new_tokens": -5}, "--max_new_tokens -5: expected 1 or more"),
@@ -486,6 +610,11 @@ def test_a_faulty_scorer_is_told(tmp_path: Path, scorer: Callable, message: str)
         ({"max_length": 20, "max_new_tokens": 16}, "Prompt 4: 5 tokens and 16 for the completion.*at most 20"),
         ({"enable_jit_checkpoint": True}, "--enable_jit_checkpoint: would save amid an update"),
         ({"save_strategy": "epoch"}, "--save_strategy, --logging_strategy: PPO counts updates; expected steps or no"),
+        (
+            {"save_strategy": "steps", "load_best_model_at_end": True},
+            "--eval_strategy no, --save_strategy steps, .* the best checkpoint is one that was evaluated and saved",
+        ),
+        ({"load_best_model_at_end": True, "metric_for_best_model": None}, "--metric_for_best_model: none, where"),
         ({"max_steps": 7}, "--max_steps 7: PPO counts updates; use --num_updates"),
         ({"gradient_checkpointing": True}, "--gradient_checkpointing true has no effect .* --reread_prompts true"),
         ({"bf16": True}, "--bf16, --fp16: .* the type of --dtype"),

@@ -422,6 +422,8 @@ def test_the_nearest_name_is_one_with_an_effect(word, nearest):
             "--early_stopping_patience: has no effect without --load_best_model_at_end true.",
         ),
         ("--metric_for_best_model None", "--metric_for_best_model None: expected eval_loss or eval_rouge."),
+        ("--save_steps 1", "--eval_steps 0.1, --save_steps 1.0: the best checkpoint is one that was"),
+        ("--save_strategy no", "or --load_best_model_at_end false."),
         ("--accelerator_config nowhere.json", "nowhere.json"),
     ],
 )
@@ -445,6 +447,7 @@ def test_fine_tuning_ignores_the_section(config):
         (["--temperatures", "0.7", "0"], "--temperatures [0.7, 0.0]: expected numbers above 0"),
         (["--min_accuracy", "65"], "--min_accuracy 65.0: expected a share from 0 to 1."),
         (["--trust_remote_code", "true"], "--trust_remote_code: no code"),
+        (["--eval_steps", "5"], "--save_steps a multiple of --eval_steps, both of them counts or both shares"),
     ],
 )
 def test_a_setting_of_the_reward_model_out_of_range_is_refused(words, says):

@@ -1,7 +1,7 @@
 """reward/pairs.py: which two summaries make a pair, worked by hand, and what TRL makes of the file."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from alignment.formats import write_rows
 from alignment.records import Record
 from reward.candidates import CORRUPTED
 from reward.labels import Label, LabelArguments
-from reward.pairs import BINS, Pair, as_rows, check_ids, counts, length_bin, make_pairs, stamp
+from reward.pairs import BINS, Pair, as_rows, check_ids, counts, length_bin, make_pairs, show_counts, stamp
 
 SHORTER, LIKE, LONGER = BINS
 ARGS = LabelArguments()
@@ -24,6 +24,10 @@ def label(text: str, value: float, kind: str = "sample", failed: tuple[str, ...]
     return Label(
         name, kind, text, value, rouge=0.5, roles=0.5, formal=1, hangul=1, own_words=1, failed=failed, length_ratio=0.2
     )
+
+
+def rated(text: str, value: float, rating: float | None, name: str = "a") -> Label:
+    return replace(label(text, value, "rated", name=name), rating=rating)
 
 
 # --- margins
@@ -125,6 +129,26 @@ def test_what_a_human_compared_is_known_however_its_blanks_stand(blank):
 def test_a_human_pair_of_a_dialogue_of_the_other_split_is_left_to_it():
     human = [{"id": name, "chosen": "가", "rejected": "나"} for name in ("a", "b")]
     assert [pair.id for pair in make_pairs([label("가", 0.5)], ARGS, human)] == ["a"]
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "where"), [(4, 9, SHORTER), (9, 4, LONGER)])
+def test_two_rated_summaries_make_a_pair_whatever_their_lengths(chosen, rejected, where):
+    labels = [rated("가" * chosen, 0.7, 1.0), rated("나" * rejected, 0.3, 0.0)]
+    (pair,) = make_pairs(labels, ARGS)
+    assert (pair.chosen, pair.margin, pair.length_bin) == ("가" * chosen, pytest.approx(0.4), where)
+
+
+@pytest.mark.parametrize("ratings", [(1.0, None), (None, None), (0.5, 0.5), (0.0, 1.0)])
+def test_unlike_lengths_make_no_pair_where_ratings_do_not_decide(ratings):
+    with pytest.raises(InputError, match="no pair"):
+        make_pairs([rated("가" * 9, 0.7, ratings[0]), rated("나" * 4, 0.3, ratings[1])], ARGS)
+
+
+def test_it_is_told_what_became_of_ratings(capsys):
+    labels = [rated("하나", 0.9, 1.0), rated("둘둘", 0.1, 0.0), rated("셋셋", 0.4, None), rated("하나", 0.9, 1.0, "b")]
+    labels.append(label("셋셋", 0.4, name="b"))
+    show_counts({"train": make_pairs(labels, ARGS), "held_out": []}, {"train": labels, "held_out": []})
+    assert "3 ratings; 1 dialogues have a pair of two rated summaries." in capsys.readouterr().err
 
 
 # --- none

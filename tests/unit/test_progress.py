@@ -43,6 +43,12 @@ def test_names_with_brackets_are_shown_whole(capsys: pytest.CaptureFixture[str])
     assert "Summarising with exp[seed=42]: 1/1" in shown.err
 
 
+def test_a_text_has_room_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show_table("Labels", ["text", "failed"], [{"text": "둘은 내일 역에서 만난다. " * 5, "failed": "unseen_numbers"}])
+    assert len(capsys.readouterr().out.splitlines()) == 6  # the text on one of them
+
+
 @pytest.mark.parametrize(
     ("updates", "settings", "told"),
     [
