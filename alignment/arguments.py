@@ -266,9 +266,6 @@ class SFTArguments(TrainerArguments, SFTConfig):
     num_train_epochs: float = field(default=3.0, metadata={"help": "Epochs of phase 1."})
     max_length: int | None = field(default=1024, metadata={"help": "Prompt and summary, in tokens, at most."})
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "eval_loss or eval_rouge."})
-    router_aux_loss_coef: float | None = field(
-        default=0.0, metadata={"help": "Of a mixture of experts: weight of the loss that spreads the tokens over them."}
-    )
 
     def __post_init__(self) -> None:
         if self.phases not in ("1", "2", "1,2"):

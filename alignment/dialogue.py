@@ -73,9 +73,10 @@ def _template_prompt(content: str, tokenizer: PreTrainedTokenizerBase) -> str:
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "끝"}]
     prompt = _apply_template(tokenizer, turns[:1])
     before = _apply_template(tokenizer, turns).rpartition("끝")[0]
-    marks = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    more = before.removeprefix(prompt) if before.startswith(prompt) else ""
-    return before if any(mark in more for mark in marks) else prompt  # a blank alone is the template's slip
+    more = before.removeprefix(prompt).strip() if before.startswith(prompt) else ""
+    if not more:  # a blank alone is the template's slip
+        return prompt
+    return before if any(token.content in more for token in tokenizer.added_tokens_decoder.values()) else prompt
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:

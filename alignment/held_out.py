@@ -32,8 +32,8 @@ def tell_of_longer(examples: list[dict[str, list[int]]], max_new_tokens: int) ->
     tokens = [sum(label != -100 for label in example["labels"]) for example in examples]
     if longer := sum(count > max_new_tokens for count in tokens):
         say(
-            f"{longer} of {len(examples)} summaries are longer than it will write: --max_new_tokens {max_new_tokens}, "
-            f"where the longest has {max(tokens)}."
+            f"{longer} of {len(examples)} summaries to learn from are longer than what it will write: the longest has "
+            f"{max(tokens)} tokens, --max_new_tokens is {max_new_tokens}."
         )
 
 

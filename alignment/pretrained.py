@@ -172,7 +172,7 @@ def not_loaded(name: str, error: Exception) -> InputError:
         return InputError(f"The model {name} needs code of its own, and none out of a model folder is run here.")
     if "Unrecognized configuration class" in first_line:
         return InputError(f"The model {name}: transformers has no text decoder of its type. Give a text-only model.")
-    if isinstance(error, ImportError) and "quant" in first_line.lower():
+    if isinstance(error, ImportError) and "quant" in first_line.lower() and "bitsandbytes" not in first_line:
         return InputError(f"{told} Or give the model's 16-bit weights, with --load_in_4bit true.")
     if name == embedded.NAME or Path(name).is_dir():
         return InputError(told)

@@ -165,6 +165,6 @@ def show_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -
         values = (f"{value:.2f}" if isinstance(value, float) else str(value) for value in map(row.get, columns))
         table.add_row(*map(Text, values))
     screen = Console()
-    if not screen.is_terminal and "COLUMNS" not in os.environ:
+    if not (screen.is_terminal or screen.is_jupyter or "COLUMNS" in os.environ):
         screen.width = LOG_WIDTH
     screen.print(table)

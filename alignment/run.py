@@ -70,7 +70,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     except OSError:
         return None
     except ValueError as error:
-        raise InputError(f"{path}: broken or cut short ({error}). Copy the run again, or make it anew.") from error
+        raise InputError(f"{path}: broken or cut short ({error}). Copy the run again, or delete its folder.") from error
     return manifest if isinstance(manifest, dict) and {"finished", "settings"} <= manifest.keys() else None
 
 

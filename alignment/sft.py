@@ -165,6 +165,8 @@ def make_trainer(
 ) -> DialogueSFTTrainer:
     """A trainer on examples that are tokenised and fitted already, with progress, early stopping and held-out ROUGE."""
     args.dataset_kwargs = {"skip_prepare_dataset": True}
+    # TRL would turn a mixture of experts' own loss on, and leave it on while summaries are written, where it fails.
+    args.router_aux_loss_coef = args.router_aux_loss_coef or 0.0
     if is_initialized():  # by an earlier trainer of this process, whose DeepSpeed serves this one as well
         args.deepspeed_plugin = None  # accelerate takes no second one
     trainer = DialogueSFTTrainer(

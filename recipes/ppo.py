@@ -115,8 +115,8 @@ def main(argv: list[str] | None = None) -> None:
     log = trainer.state.log_history
     before = "earlier phase 3" if "num_ppo_epochs" in trained else f"phase {phase}"
     answers = {before: trainer.first_answers(), "phase 3": trainer.answer()}
-    how = (trainer.steps_per_update, args.metric_profile, args.load_best_model_at_end)
-    figures = compare(held_out, answers, log, *how)
+    chose = args.load_best_model_at_end
+    figures = compare(held_out, answers, log, trainer.steps_per_update, args.metric_profile, chose=chose)
     write_comparison(figures, held_out, output)
     current.finish(log=log, best_checkpoint=trainer.state.best_model_checkpoint)
 

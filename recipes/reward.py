@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--prompt_form {prompt_args.prompt_form}: {args.sft_model} was trained with {form}.")
     pretrained.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     model_args = models.as_trained(model_args, trained)
-    models.check_trainable(model_args, scalar_head=True)
+    models.check_trainable(model_args, scalar_head=args.stage in ("train", "report"))
     output, folder = Path(args.output_dir), Path(args.output_dir) / "data"
     outputs.refuse_existing([] if any(output.glob("model*")) else verdict_files(output), args.overwrite_output_dir)
     outputs.claim_folder(folder)

@@ -67,27 +67,29 @@ def compare(
             rows.append([row["mean"] for row in result.rows])
         differences[one] = paired_bootstrap(rows[0], rows[1])
     return {
-        "systems": systems, "difference": differences, "verdict": verdict(answers, differences[profile]),
+        "systems": systems, "difference": differences, "verdict": verdict(answers, differences[profile], chose),
         "chosen_by": profile, "warning": reward_hacking(log, "eval_rouge", steps_per_update),
         "note": CHOSE if chose else None, "answers": answers,
         "log": [line | {"update": line["step"] / steps_per_update} for line in log],
     }  # fmt: skip
 
 
-def verdict(answers: dict[str, list[str]], difference: dict[str, float]) -> str:
+def verdict(answers: dict[str, list[str]], difference: dict[str, float], chose: bool) -> str:
     """What a difference with its interval comes to, in words.
 
     Args:
         answers: The summaries before and after, by the name of what wrote them.
+        chose: Whether their dialogues chose the checkpoint.
     """
     before, after = answers
+    where = "on the dialogues that chose the checkpoint" if chose else "here"
     if answers[before] == answers[after]:
         return f"Not one summary changed: the policy that was kept is that of {before}, or hardly another."
     if difference["low"] <= 0 <= difference["high"]:
         return f"The difference may be chance: {after} is not shown to be better than {before}."
     if difference["difference"] < 0:
-        return f"{after.capitalize()} is worse than {before} here, beyond chance. Use {before}."
-    return f"{after.capitalize()} is better than {before} here, beyond chance."
+        return f"{after.capitalize()} is worse than {before} {where}, beyond chance. Use {before}."
+    return f"{after.capitalize()} is better than {before} {where}, beyond chance."
 
 
 def write_comparison(figures: dict[str, Any], records: list[Record], folder: Path) -> None:

@@ -138,7 +138,7 @@ def show_counts(pairs: dict[str, list[Pair]], labels: dict[str, list[Label]]) ->
             for pair in pairs[split]
             if (pair.id, pair.chosen) in rated and (pair.id, pair.rejected) in rated
         }
-        say(f"{len(rated)} ratings; {len(used)} dialogues have a pair of two rated summaries.")
+        say(f"Ratings: {len(rated)}; dialogues with a pair of two rated summaries: {len(used)}.")
 
 
 def counts(pairs: list[Pair]) -> list[dict[str, Any]]:

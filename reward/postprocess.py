@@ -169,7 +169,7 @@ def cut_ending(dialogue: str, summary: str) -> str:
     kept = "".join(before).rstrip()
     whole = not is_cut(kept.rstrip(".!?… "))  # a final ending stands before the stop
     # Notes end in a noun (환불 처리 예정), and where a whole sentence may hide in the last one, all of it stays.
-    noun = morphemes(bare)[-1].tag in ("NNG", "NNB", "XSN")
+    noun = not summary.endswith(",") and morphemes(bare)[-1].tag in ("NNG", "NNB", "XSN")
     return kept if whole and not noun and not re.search(r"[다요죠까][.!?…]", last) else summary
 
 

@@ -191,13 +191,12 @@ def _load_english() -> tuple[Score, str]:
     return _clipped(words), f"rouge-score {version('rouge-score')} (nltk {version('nltk')} Porter stemmer)"
 
 
-_PROFILES = {"aistages": _load_aistages, "nikl": _load_nikl, "strict": _load_strict, "english": _load_english}
-PROFILES = tuple(_PROFILES)
+PROFILES = {"aistages": _load_aistages, "nikl": _load_nikl, "strict": _load_strict, "english": _load_english}
 
 
 @functools.cache
 def _metric(profile: str) -> tuple[Score, str]:
-    return _PROFILES[profile]()
+    return PROFILES[profile]()
 
 
 @functools.cache

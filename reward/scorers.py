@@ -5,9 +5,7 @@ A scorer is called by keyword, as the reward functions of TRL's GRPO are: with `
 returns a number for each completion.
 """
 
-import contextlib
 import hashlib
-import inspect
 import json
 import sys
 import traceback
@@ -40,15 +38,15 @@ def check_scorers(names: list[str]) -> None:
 
 
 def sources_of(names: list[str]) -> dict[str, str]:
-    """The SHA-256 of the file that each function of one's own is written in; what is built in has none."""
+    """The SHA-256 of the module that each function of one's own is named in; what is built in has none."""
     found = {}
     for name in names:
         if name in SCORERS:
             continue
-        function = inspect.unwrap(_imported(name))
-        with contextlib.suppress(TypeError):  # of what is built in
-            if path := inspect.getsourcefile(function if inspect.isroutine(function) else type(function)):
-                found[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        _imported(name)
+        path = Path(getattr(sys.modules[name.partition(":")[0]], "__file__", None) or "")
+        if path.suffix == ".py" and path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 

@@ -15,6 +15,7 @@
 #include <torch/library.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <set>
 #include <string>
 #include <utility>

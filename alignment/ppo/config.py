@@ -148,8 +148,8 @@ def count_steps(args: PPOConfig, prompts: int) -> tuple[int, int]:
         if value is not None:
             value = max(1, round(value * updates)) if value < 1 else int(value)
             setattr(args, name, value * steps_per_update)
-    if args.load_best_model_at_end and args.eval_steps and args.eval_steps % args.save_steps:  # the best is evaluated
-        args.save_steps = max(1, round(args.save_steps / args.eval_steps)) * args.eval_steps
+    if args.load_best_model_at_end and args.eval_steps and args.eval_steps % args.save_steps:
+        args.save_steps = args.eval_steps  # whichever evaluation is best has a checkpoint
     # Before that the policy is what it was: evaluations would be equal, and early stopping would take them for the end.
     args.eval_delay = max(args.eval_delay, args.value_warmup_updates * steps_per_update)
     args.max_steps = updates * steps_per_update

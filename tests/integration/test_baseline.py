@@ -265,7 +265,7 @@ def test_a_turn_longer_than_the_encoder_takes(flags_for: Any, data: Callable[...
 
 def test_summaries_longer_than_it_may_write_are_counted(finished: Any, flags_for: Any, tmp_path: Path, capsys: Any):
     train(flags_for(tmp_path / "out", "bart", max_steps=1, **QUICK))
-    assert "12 of 12 summaries are longer than it will write: --max_new_tokens 8" in capsys.readouterr().err
+    assert "12 of 12 summaries to learn from are longer than what it will write" in capsys.readouterr().err
 
 
 # What is refused

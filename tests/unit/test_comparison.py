@@ -37,7 +37,13 @@ def test_the_verdict_is_said_and_stands_on_the_page(before, after, said, tmp_pat
 @pytest.mark.parametrize(("difference", "low", "high"), [(0.11, -2.0, 2.3), (-0.5, -1.0, 0.0)])
 def test_an_interval_with_0_in_it_may_be_chance(difference, low, high):
     found = {"difference": difference, "low": low, "high": high}
-    assert "may be chance" in verdict({"phase 2": ["가"], "phase 3": ["나"]}, found)
+    assert "may be chance" in verdict({"phase 2": ["가"], "phase 3": ["나"]}, found, chose=False)
+
+
+def test_a_gain_on_the_dialogues_that_chose_the_checkpoint_is_called_so():
+    found = {"difference": 2.0, "low": 1.0, "high": 3.0}
+    told = verdict({"phase 2": ["가"], "phase 3": ["나"]}, found, chose=True)
+    assert told == "Phase 3 is better than phase 2 on the dialogues that chose the checkpoint, beyond chance."
 
 
 def test_the_curves_count_updates(tmp_path):

@@ -148,7 +148,7 @@ def test_it_is_told_what_became_of_ratings(capsys):
     labels = [rated("하나", 0.9, 1.0), rated("둘둘", 0.1, 0.0), rated("셋셋", 0.4, None), rated("하나", 0.9, 1.0, "b")]
     labels.append(label("셋셋", 0.4, name="b"))
     show_counts({"train": make_pairs(labels, ARGS), "held_out": []}, {"train": labels, "held_out": []})
-    assert "3 ratings; 1 dialogues have a pair of two rated summaries." in capsys.readouterr().err
+    assert "Ratings: 3; dialogues with a pair of two rated summaries: 1." in capsys.readouterr().err
 
 
 # --- none
