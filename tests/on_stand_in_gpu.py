@@ -1,10 +1,11 @@
-"""Runs a recipe as on a GPU, with tests/stand_in_gpu.cpp for one: for a torch without CUDA, which must preload it.
+"""Runs recipes as on a GPU, with tests/stand_in_gpu.cpp for one: for a torch without CUDA, which must preload it.
 
-The arguments are a recipe and its own.
+The arguments are a recipe and its own, and after `then` another recipe and its own.
 """
 
 import runpy
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,5 +27,7 @@ for module in (torch.cuda, torch.cuda.random):  # what is drawn there is drawn b
 torch._C._cuda_getCurrentRawStream = lambda _: 0  # type: ignore[attr-defined]
 
 sys.path[0] = str(Path(__file__).parents[1])
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+for is_between, words in groupby(sys.argv[1:], lambda word: word == "then"):
+    if not is_between:
+        sys.argv = [*words]
+        runpy.run_path(sys.argv[0], run_name="__main__")

@@ -175,11 +175,10 @@ def test_two_processes_resume_within_the_second_epoch(launched: dict[int, Path],
     assert (killed / "phase1" / "adapter_model.safetensors").read_bytes() == expected
 
 
-@pytest.mark.parametrize("how", ["", " --combine mbr --samples 3"])
-def test_two_processes_write_and_score_what_one_does(tiny_model: Path, dialogues: Path, how: str, tmp_path: Path):
+def test_two_processes_write_and_score_what_one_does(tiny_model: Path, dialogues: Path, tmp_path: Path):
+    flags = f"--model {tiny_model} --dataset_path {dialogues} --max_eval_rows 3 --batch_size 1 --max_new_tokens 8"
+    flags += " --combine mbr --samples 3"  # beside a greedy summary
     for name, run in ALONE_AND_TOGETHER.items():
-        flags = f"--model {tiny_model} --dataset_path {dialogues} --max_eval_rows 3 --batch_size 1 --max_new_tokens 8"
-        flags += how
         said = run("evaluate", [*flags.split(), "--output_dir", str(tmp_path / str(name))])
         assert said.count("Written:") == 1  # two that take themselves for the only one would both say so
         assert sorted(file.name for file in (tmp_path / str(name)).iterdir()) == [
@@ -424,25 +423,11 @@ def stand_in_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def on_gpu(library: Path, recipe: str, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        patched.setenv("LD_PRELOAD", str(library))
-        result = launch("single_gpu", [f"recipes/{recipe}.py", *flags], "tests/on_stand_in_gpu.py")
-    assert result.returncode == 0, result.stderr
-
-
 def test_what_is_on_a_gpu_stays_there_and_learns_the_same(
     stand_in_gpu: Path, launched: dict[int, Path], sft_flags_for: Flags, tiny_model: Path, dialogues: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
-    flags = sft_flags_for(
-        tmp_path / "gpu", use_cpu=False, phases=1, lora_dropout=0, gradient_accumulation_steps=2,
-        per_device_eval_batch_size=3, rouge_eval_rows=1, load_best_model_at_end=False,
-    )  # fmt: skip
-    on_gpu(stand_in_gpu, "sft", flags, monkeypatch)
     trained = tmp_path / "gpu" / "phase1"
-    assert manifest(trained)["machine"]["gpus"] == ["stand-in"]
-    assert curve(trained, "loss") == pytest.approx(curve(launched[1] / "phase1", "loss"), rel=1e-4)
 
     def ppo_flags(folder: str) -> list[str]:
         values = {
@@ -453,7 +438,17 @@ def test_what_is_on_a_gpu_stays_there_and_learns_the_same(
         }  # fmt: skip
         return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
 
-    on_gpu(stand_in_gpu, "ppo", ppo_flags("gpu"), monkeypatch)
+    sft_flags = sft_flags_for(
+        tmp_path / "gpu", use_cpu=False, phases=1, lora_dropout=0, gradient_accumulation_steps=2,
+        per_device_eval_batch_size=3, rouge_eval_rows=1, load_best_model_at_end=False,
+    )  # fmt: skip
+    both = ["recipes/sft.py", *sft_flags, "then", "recipes/ppo.py", *ppo_flags("gpu")]
+    with monkeypatch.context() as patched:
+        patched.setenv("LD_PRELOAD", str(stand_in_gpu))
+        result = launch("single_gpu", both, "tests/on_stand_in_gpu.py")
+    assert result.returncode == 0, result.stderr
+    assert manifest(trained)["machine"]["gpus"] == ["stand-in"]
+    assert curve(trained, "loss") == pytest.approx(curve(launched[1] / "phase1", "loss"), rel=1e-4)
     alone("ppo", ppo_flags("cpu"))
     for name in ("loss", "kl", "eval_rouge"):
         ours, cpus = (curve(tmp_path / folder / "phase3", name) for folder in ("gpu", "cpu"))
