@@ -34,6 +34,7 @@ def train(kind, examples, steps, dtype, my_turn, other_turn, results):
     from alignment.sft import DialogueSFTTrainer
 
     # after ours, which silences them
+    import torch  # isort: skip
     from datasets import Dataset  # isort: skip
     from transformers import PrinterCallback, TrainerCallback, set_seed  # isort: skip
     from trl import SFTTrainer  # isort: skip
@@ -49,6 +50,8 @@ def train(kind, examples, steps, dtype, my_turn, other_turn, results):
             self.started = time.perf_counter()
 
         def on_step_end(self, args, state, control, **_):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.seconds.append(time.perf_counter() - self.started)
             other_turn.release()
 
