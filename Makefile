@@ -8,16 +8,20 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_cpu_threads_per_process 1 --con
 quickstart: .venv/installed  ## The whole chain on the embedded model and dialogues, and a table of all phases.
 	@echo "Phases 1 and 2: Gemma 3 270M on 112 Korean dialogues. Go on after a stop with: make quickstart"
 	$(LAUNCH) recipes/sft.py --output_dir $(RUN) --resume_from_checkpoint true
+	test $(RUN)/results.json -nt $(RUN)/phase2/manifest.json || \
+		$(LAUNCH) recipes/evaluate.py --model embedded $(RUN)/phase1 $(RUN)/phase2 \
+		--dataset_path embedded-ko --output_dir $(RUN) --overwrite_output_dir true
 	@echo "Reward model: samples of phase 2, labels, pairs, training, report."
 	$(LAUNCH) recipes/reward.py --sft_model $(RUN)/phase2 --output_dir $(RUN)/reward \
 		--max_train_rows 40 --max_eval_rows 24 --samples 1 --resume_from_checkpoint true
 	@echo "Phase 3: PPO from phase 2, paid by the reward model."
 	$(LAUNCH) recipes/ppo.py --sft_model $(RUN)/phase2 --reward_model $(RUN)/reward --output_dir $(RUN)/ppo \
 		--allow_unfit true --max_eval_rows 16 --resume_from_checkpoint true
-	test $(RUN)/results.json -nt $(RUN)/ppo/phase3/manifest.json || \
-		$(LAUNCH) recipes/evaluate.py --model embedded $(RUN)/phase1 $(RUN)/phase2 $(RUN)/ppo/phase3 \
-		--dataset_path embedded-ko --output_dir $(RUN) --overwrite_output_dir true
-	$(BIN)/python recipes/evaluate.py --compare $(RUN) --output_dir $(RUN)/report --overwrite_output_dir true
+	test $(RUN)/ppo/evaluated/results.json -nt $(RUN)/ppo/phase3/manifest.json || \
+		$(LAUNCH) recipes/evaluate.py --model $(RUN)/ppo/phase3 \
+		--dataset_path embedded-ko --output_dir $(RUN)/ppo/evaluated --overwrite_output_dir true
+	$(BIN)/python recipes/evaluate.py --compare $(RUN) $(RUN)/ppo/evaluated \
+		--output_dir $(RUN)/report --overwrite_output_dir true
 
 test: .venv/installed  ## Run the tests, in two processes that do not get in each other's way.
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -1,5 +1,6 @@
 """What a recipe's run left, and recipes in processes of their own."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -79,6 +80,7 @@ def start(recipe: str, flags: list[str], **environment: str) -> tuple[ForkServer
 
 
 def _run(recipe: str, flags: list[str], environment: dict[str, str], cores: set[int] | None, said: Connection) -> None:
+    gc.freeze()  # as in conftest.py
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(said.fileno(), 2)
     os.environ |= environment

@@ -101,7 +101,7 @@ def test_one_process_and_two_learn_the_same(launched: dict[int, Path], phase: st
 
 def test_weights_that_two_processes_share_write_and_learn_as_whole_ones(tiny_model: Path):
     result = launch("cpu_two_processes", [str(tiny_model)], "tests/sharded.py")
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     assert "process 0: 28 gradients agree" in result.stdout
     assert "process 1: 28 gradients agree" in result.stdout
 
