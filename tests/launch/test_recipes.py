@@ -121,7 +121,9 @@ def finished_sharded(config: str, folder: Path, sft_flags_for: Flags, **changes:
 def test_4_bit_weights_that_fsdp2_shares_go_through_both_phases(
     launched: dict[int, Path], sft_flags_for: Flags, tmp_path: Path
 ):
-    folder = finished_sharded("fsdp2_qlora", tmp_path, sft_flags_for, dtype="bfloat16", load_in_4bit=True)
+    folder = finished_sharded(
+        "fsdp2_qlora", tmp_path, sft_flags_for, dtype="bfloat16", load_in_4bit=True, gradient_checkpointing=True
+    )
     for phase in ("phase1", "phase2"):
         assert curve(folder / phase, "loss") == pytest.approx(curve(launched[2] / phase, "loss"), rel=2e-2)
 
