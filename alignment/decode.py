@@ -25,16 +25,17 @@ def inverse_cdf_sample(logits: Tensor, numbers: Tensor, temperature: float = 1.0
 
     It is looked for among blocks of the vocabulary first, then within one: on a CPU a running sum over all of Gemma's
     takes two to four times as long. Float32 logits are written over, where they lie: they may be transposed
-    (`logits_of`), and softmax would copy them.
+    (`logits_of`), and softmax would copy them. The CPU makes the running sums: torch has no deterministic GPU ones.
     """
     masses = logits.float()
     masses -= _of_blocks(torch.amax, masses).amax(-1, keepdim=True)
-    sums = _of_blocks(torch.sum, masses.div_(temperature).exp_()).double()
-    block, passed = _reached(sums, numbers.unsqueeze(1) * sums.sum(-1, keepdim=True))
-    index = block * BLOCK + torch.arange(BLOCK, device=block.device)  # N x BLOCK
+    sums = _of_blocks(torch.sum, masses.div_(temperature).exp_()).double().cpu()
+    block, passed = _reached(sums, numbers.cpu().unsqueeze(1) * sums.sum(-1, keepdim=True))
+    index = block * BLOCK + torch.arange(BLOCK)  # N x BLOCK
     last = masses.shape[1] - 1
-    within, _ = _reached(masses.gather(1, index.clamp(max=last)).double().masked_fill_(index > last, 0), passed)
-    return (block * BLOCK + within).clamp(max=last)  # NaN ends beyond the last token
+    own = masses.gather(1, index.clamp(max=last).to(masses.device)).double().cpu()
+    within, _ = _reached(own.masked_fill_(index > last, 0), passed)
+    return (block * BLOCK + within).clamp(max=last).to(masses.device)  # NaN ends beyond the last token
 
 
 def _of_blocks(reduce: Callable[..., Tensor], values: Tensor) -> Tensor:

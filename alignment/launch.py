@@ -108,13 +108,11 @@ def _refuse_old_gpu() -> None:
 
 
 def _use_all_cores() -> None:
-    """Shares the cores among this machine's processes: on a CPU `accelerate launch` gives each one thread only.
+    """Shares the cores among this machine's processes: `accelerate launch` gives each one thread only.
 
     A number of threads that the user names in OMP_NUM_THREADS holds, and is told to torch too: left alone, two threads
     in MKL's products wait for each other so long that a tiny model trains at a hundredth of the speed.
     """
-    if torch.accelerator.is_available():
-        return
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     named = int(re.sub(r"\D.*", "", os.environ.get("OMP_NUM_THREADS", "")) or 0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -39,6 +39,7 @@ def reset_peak_memory() -> None:
     """Frees what is left over and starts `peak_memory_gib` anew (on Linux and GPUs; elsewhere the highest stays)."""
     gc.collect()
     if _on_gpu():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):

@@ -25,6 +25,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from alignment.errors import InputError
+from alignment.run import say
 
 
 def return_freed_memory() -> None:
@@ -159,6 +160,9 @@ def add_callbacks(trainer: Trainer, progress: TrainerCallback, early_stopping_pa
     Args:
         early_stopping_patience: Evaluations without progress before a stop.
     """
+    if (processes := trainer.args.world_size) > 1:  # `accelerate launch` takes all GPUs unasked
+        one = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+        say(f"{processes} processes: a step is of {processes} x {one} examples, of {one} with --num_processes 1.")
     trainer.args.restore_callback_states_from_checkpoint = True  # how long early stopping has waited
     for callback in (progress, SamplerEpoch(), StopWhenNotFinite()):
         trainer.add_callback(callback)

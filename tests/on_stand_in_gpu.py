@@ -7,6 +7,7 @@ import runpy
 import sys
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes  # noqa: F401  # before there is a GPU, or it would look for kernels of its own
@@ -17,6 +18,7 @@ ANSWERS: dict[str, Any] = {
     "get_device_capability": (8, 0), "get_arch_list": [], "is_bf16_supported": True, "max_memory_allocated": 0,
     "_exchange_device": 0, "_maybe_exchange_device": 0, "_lazy_init": None, "set_device": None, "synchronize": None,
     "empty_cache": None, "manual_seed": None, "manual_seed_all": None, "reset_peak_memory_stats": None,
+    "get_device_properties": SimpleNamespace(total_memory=2**34),
 }  # fmt: skip
 for name, answer in ANSWERS.items():
     setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)

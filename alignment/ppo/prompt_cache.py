@@ -69,7 +69,9 @@ def join(prompts: list[PromptCache], device: torch.device) -> Cache | None:
     for i, layer in enumerate(cache.layers):
         nothing = tuple(block[:, :0] for block in longest.layers[i])  # what a prompt of one token has
         pairs = [row.layers[i] if row.layers else nothing for row in rows]
-        layer.keys, layer.values = (_stack(blocks).to(device) for blocks in map(list, zip(*pairs, strict=True)))
+        layer.keys, layer.values = (
+            _stack([block.to(device) for block in blocks]) for blocks in zip(*pairs, strict=True)
+        )
         if layer.is_sliding:
             layer.cumulative_length = longest.tokens
     if len(rows) < len(prompts):

@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,15 +11,27 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPTJConfig,
+    LlamaConfig,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
+    Qwen3Config,
 )
 
 from alignment import generation
 from alignment.cache import ROOM
 from alignment.errors import InputError
-from alignment.generation import BATCH_TOKENS, Decoding, EndAtLimit, batches, decoding_grid, draw, generate
+from alignment.generation import (
+    BATCH_TOKENS,
+    Decoding,
+    EndAtLimit,
+    batch_tokens,
+    batches,
+    decoding_grid,
+    draw,
+    generate,
+)
 from alignment.progress import Progress
 
 TEXTS = (
@@ -320,7 +333,7 @@ def test_on_text_is_called_once_for_each_prompt_with_its_text(texts_of):
 @pytest.mark.parametrize("beams", [1, 4])
 def test_a_batch_has_as_many_dialogues_as_its_tokens_allow(beams):
     lengths = sorted([130, 200, 300, 350, 1152, BATCH_TOKENS // beams, 2 * BATCH_TOKENS] * 40)
-    parts = [lengths[part] for part in batches(lengths, Decoding(num_beams=beams))]
+    parts = [lengths[part] for part in batches(lengths, Decoding(num_beams=beams), BATCH_TOKENS)]
     assert [length for part in parts for length in part] == lengths
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         assert len(part) * part[-1] * beams <= BATCH_TOKENS or len(part) == 1
@@ -330,7 +343,40 @@ def test_a_batch_has_as_many_dialogues_as_its_tokens_allow(beams):
 
 def test_a_batch_has_as_many_dialogues_as_one_says():
     lengths = [5, 6, 7, 8, 9, 10, BATCH_TOKENS]
-    assert [lengths[part] for part in batches(lengths, Decoding(batch_size=3))] == [[5, 6, 7], [8, 9, 10], lengths[6:]]
+    parts = batches(lengths, Decoding(batch_size=3), BATCH_TOKENS)
+    assert [lengths[part] for part in parts] == [[5, 6, 7], [8, 9, 10], lengths[6:]]
+
+
+@pytest.mark.parametrize(
+    ("config", "weights_gib", "gpu_gib", "kilobytes_a_token"),
+    [
+        (LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32), 3.9, 12, 512),
+        (GPTJConfig(n_embd=4096, n_layer=28, n_head=16), 4.2, 12, 448),
+        (Qwen3Config(hidden_size=4096, num_hidden_layers=36, num_key_value_heads=8, head_dim=128), 5.6, 8, 144),
+    ],
+)
+def test_on_a_gpu_the_keys_and_values_of_a_batch_leave_room(
+    config, weights_gib, gpu_gib, kilobytes_a_token, monkeypatch
+):
+    gib = 2**30
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gpu_gib * gib), raising=False
+    )
+    weight = torch.empty(int(weights_gib * gib), dtype=torch.uint8, device="meta")
+    model = SimpleNamespace(
+        device=torch.device("cuda"), dtype=torch.bfloat16, config=config, parameters=lambda: iter([weight])
+    )
+    for models in ([model], [model, model]):
+        taken = batch_tokens(models) * len(models) * kilobytes_a_token * 1024
+        left = (gpu_gib - weights_gib * len(models)) * gib
+        assert 0.39 * left < taken <= 0.4 * left or left < 0
+
+
+def test_a_small_model_on_a_large_gpu_has_the_batches_of_a_cpu(model, monkeypatch):
+    assert batch_tokens([model]) == BATCH_TOKENS
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**33))
+    parts = {"dtype": model.dtype, "config": model.config, "parameters": model.parameters}
+    assert batch_tokens([SimpleNamespace(device=torch.device("cuda"), **parts)]) == BATCH_TOKENS
 
 
 def test_after_a_kill_the_rest_is_written_in_the_batches_of_the_run(

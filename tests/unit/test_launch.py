@@ -28,7 +28,6 @@ def test_mixed_precision_of_the_launcher_is_left_out_and_that_is_told(given, tol
     assert capsys.readouterr().err.count(f"mixed_precision {given} is not used") == told
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="torch uses the GPU")
 @pytest.mark.parametrize(
     ("named", "launched", "threads"),
     [
