@@ -10,7 +10,4 @@ from huggingface_hub import constants
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 constants.HF_HUB_DISABLE_TELEMETRY = os.environ["HF_HUB_DISABLE_TELEMETRY"].upper() in constants.ENV_VARS_TRUE_VALUES
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-# Shapes change at every step, and of what a GPU has set aside for others ever fewer would fit.
-if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -21,7 +21,7 @@ def noise(seed: int, places: Sequence[int], tokens: int) -> Tensor:
 
 
 def inverse_cdf_sample(logits: Tensor, numbers: Tensor, temperature: float = 1.0) -> Tensor:
-    """Of each row (N x V) the token where the cumulative distribution reaches its number (N): N x 1.
+    """Of each row (N x V) the token where the cumulative distribution reaches its number (N, on the CPU): N x 1.
 
     It is looked for among blocks of the vocabulary first, then within one: on a CPU a running sum over all of Gemma's
     takes two to four times as long. Float32 logits are written over, where they lie: they may be transposed
@@ -29,11 +29,11 @@ def inverse_cdf_sample(logits: Tensor, numbers: Tensor, temperature: float = 1.0
     """
     masses = logits.float()
     masses -= _of_blocks(torch.amax, masses).amax(-1, keepdim=True)
-    sums = _of_blocks(torch.sum, masses.div_(temperature).exp_()).double().cpu()
-    block, passed = _reached(sums, numbers.cpu().unsqueeze(1) * sums.sum(-1, keepdim=True))
+    sums = _of_blocks(torch.sum, masses.div_(temperature).exp_()).cpu().double()
+    block, passed = _reached(sums, numbers.unsqueeze(1) * sums.sum(-1, keepdim=True))
     index = block * BLOCK + torch.arange(BLOCK)  # N x BLOCK
     last = masses.shape[1] - 1
-    own = masses.gather(1, index.clamp(max=last).to(masses.device)).double().cpu()
+    own = masses.gather(1, index.clamp(max=last).to(masses.device)).cpu().double()
     within, _ = _reached(own.masked_fill_(index > last, 0), passed)
     return (block * BLOCK + within).clamp(max=last).to(masses.device)  # NaN ends beyond the last token
 

@@ -66,7 +66,9 @@ class Decoding:
     )
     batch_size: int | None = field(
         default=None,
-        metadata={"help": f"Dialogues summarised at a time; by default as many as have {BATCH_TOKENS:,} tokens."},
+        metadata={
+            "help": f"Dialogues summarised at a time; by default what has {BATCH_TOKENS:,} tokens, or fits a GPU."
+        },
     )
     seed: int = field(default=42, metadata={"help": "Seed of sampling."})
 
@@ -185,6 +187,7 @@ def generate(
     sharded = state.num_processes > 1 and is_sharded(model)
     plain = not (encoder_decoder or others or sharded or decoding.no_repeat_ngram_size or decoding.num_beams != 1)
     plain = plain and not any(getattr(model.generation_config, name, None) for name in OWN_RULES)
+    every = [model, *(other.model for other in others)]
     inner = model.get_base_model() if isinstance(model, PeftModel) else model  # not in the trainer's autocast
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))  # equal ones side by side
     order += order[-1:] * (-len(order) % state.num_processes)  # with sharded weights all processes generate together
@@ -194,9 +197,9 @@ def generate(
     with ExitStack() as restored, Progress(description, total=len(order)) as progress, torch.no_grad():
         restored.callback(model.train, model.training)
         model.eval()
-        for one in (model, *(other.model for other in others)):
+        for one in every:
             restored.enter_context(head_of_few(one))
-        for part in batches(longest, decoding, batch_tokens([model, *(other.model for other in others)])):
+        for part in batches(longest, decoding, BATCH_TOKENS if sharded or decoding.batch_size else batch_tokens(every)):
             rows = order[part]
             side = "right" if encoder_decoder else "left"
             batch, *further = (
@@ -216,7 +219,7 @@ def generate(
             numbers = None
             if decoding.do_sample:
                 in_run = [i if places is None else places[i] for i in rows]
-                numbers = noise(decoding.seed, in_run, max_new_tokens).to(model.device)
+                numbers = noise(decoding.seed, in_run, max_new_tokens)
                 processors.append(Sampling(numbers, decoding, before))
             cache = prefill(inner, batch.input_ids, batch.attention_mask) if plain else None
             plain = cache is not None  # for what cannot be read so is not tried again
@@ -275,12 +278,12 @@ def batch_tokens(models: Sequence[PreTrainedModel]) -> int:
         return BATCH_TOKENS
     each = 0
     for model in models:
-        config = model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
-        if not isinstance(heads, int):  # it keeps something else, or not the same in each layer
-            return BATCH_TOKENS
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        each += 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+        for layer in model.config.get_text_config().per_layer_config:  # Gemma 4 has two kinds
+            heads = getattr(layer, "num_key_value_heads", None) or getattr(layer, "num_attention_heads", None)
+            if not isinstance(heads, int):  # it keeps something else
+                return BATCH_TOKENS
+            size = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+            each += 2 * heads * size * model.dtype.itemsize
     weights = sum(weight.nbytes for model in models for weight in model.parameters())
     left = torch.cuda.get_device_properties(models[0].device).total_memory - weights
     return min(BATCH_TOKENS, int(0.4 * left) // each)

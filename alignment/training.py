@@ -162,7 +162,10 @@ def add_callbacks(trainer: Trainer, progress: TrainerCallback, early_stopping_pa
     """
     if (processes := trainer.args.world_size) > 1:  # `accelerate launch` takes all GPUs unasked
         one = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
-        say(f"{processes} processes: a step is of {processes} x {one} examples, of {one} with --num_processes 1.")
+        say(
+            f"{processes} processes: a step is of {processes} x {one} examples. "
+            f"To keep {one}, divide --gradient_accumulation_steps by {processes}."
+        )
     trainer.args.restore_callback_states_from_checkpoint = True  # how long early stopping has waited
     for callback in (progress, SamplerEpoch(), StopWhenNotFinite()):
         trainer.add_callback(callback)

@@ -34,10 +34,8 @@ def main() -> None:
     register_fsdp_forward_method(sharded, "generate")  # as the trainer does
 
     prompts = [tokenizer("안녕 " * n).input_ids for n in (4, 60, 120, 180)]
-    for do_sample in (
-        False,
-        True,
-    ):  # the longer the prompt the longer the text, so one process has more tokens to write
+    # The longer the prompt the longer the text, so one process has more tokens to write.
+    for do_sample in (False, True):
         decoding = Decoding(do_sample=do_sample, max_new_tokens_ratio=0.1)
         texts, expected = (
             generate(

@@ -95,7 +95,7 @@ def sample(
         read: What the policy has read of the prompts (N).
         batch_size: Completions written at a time; those that have ended leave the batch.
     """
-    numbers = noise(seed, places, max_new_tokens).to(roles.device)
+    numbers = noise(seed, places, max_new_tokens)
     completions: list[list[int]] = []
     with head_of_few(roles.model):
         for start in range(0, len(prompts), batch_size):

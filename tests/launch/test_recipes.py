@@ -173,7 +173,7 @@ def test_two_processes_resume_within_the_second_epoch(launched: dict[int, Path],
     )  # fmt: skip
     result = launch("cpu_two_processes", flags)
     assert "checkpoint-4" in result.stderr, result.stderr
-    assert "2 processes: a step is of 2 x 2 examples, of 2 with --num_processes 1." in result.stderr
+    assert "2 processes: a step is of 2 x 2 examples. To keep 2, divide" in result.stderr
     expected = (whole / "adapter_model.safetensors").read_bytes()
     assert (killed / "phase1" / "adapter_model.safetensors").read_bytes() == expected
 
