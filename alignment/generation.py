@@ -270,9 +270,9 @@ def _limit(decoding: Decoding, prompt_tokens: int, max_new_tokens: int) -> int:
 
 
 def batch_tokens(models: Sequence[PreTrainedModel]) -> int:
-    """Tokens of a batch whose size is not given: `BATCH_TOKENS`, or fewer where keys and values would fill a GPU.
+    """Tokens of a batch whose size is not given: `BATCH_TOKENS`, or fewer where their KV cache would fill a GPU.
 
-    They get two fifths of what the weights leave, by the GPU's size, so that batches are the same ones after a kill.
+    It gets two fifths of what the weights leave, by the GPU's size, so that batches are the same ones after a kill.
     """
     if models[0].device.type != "cuda":
         return BATCH_TOKENS
