@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,21 @@ def repeated_sentence(record: Record, reference: str, rng: random.Random) -> str
     return " ".join([*parts[: index + 1], *parts[index:]])
 
 
+def copied_turns(record: Record, reference: str, rng: random.Random) -> str:
+    """Turns in a row, word for word: those that together are nearest to the reference in length."""
+    turns = record.dialogue.splitlines()
+    before = [0, *accumulate(len(turn) + 1 for turn in turns)]  # characters, with a blank after each turn
+    stretches = combinations(range(len(before)), 2)
+    start, end = min(stretches, key=lambda one: abs(before[one[1]] - before[one[0]] - 1 - len(reference)))
+    return " ".join(turns[start:end])
+
+
 CORRUPTIONS: dict[str, Callable[[Record, str, random.Random], str | None]] = {
     "speaker_swap": swapped_speakers,
     "number_change": changed_number,
     "cut": cut_short,
     "repetition": repeated_sentence,
+    "copy": copied_turns,
 }
 
 

@@ -22,6 +22,7 @@ from alignment.summarizer import Summarizer
 from reward.candidates import (
     Candidate,
     changed_number,
+    copied_turns,
     corruptions,
     cut_short,
     read_candidates,
@@ -32,7 +33,7 @@ from reward.candidates import (
     without_model,
 )
 from reward.numerals import numbers
-from reward.quality import GATES, role_agreement
+from reward.quality import GATES, copy_rate, role_agreement
 
 TALK = "#Person1#: 3시에 만나서 25,000원짜리 표 4장을 사자.\n#Person2#: 좋아, 역에서 봐."
 
@@ -122,7 +123,7 @@ def test_every_corruption_of_the_shipped_references_is_seen_by_the_signal_that_i
     by_kind: dict[str, list[Candidate]] = {}
     for candidate in corruptions(embedded):
         by_kind.setdefault(candidate.kind, []).append(candidate)
-    assert set(by_kind) == {"speaker_swap", "number_change", "cut", "repetition", "other_dialogue"}
+    assert set(by_kind) == {"speaker_swap", "number_change", "cut", "repetition", "copy", "other_dialogue"}
 
     def caught(kind: str, gate: str) -> float:
         return sum(not GATES[gate](records[c.id].dialogue, c.text) for c in by_kind[kind]) / len(by_kind[kind])
@@ -130,11 +131,21 @@ def test_every_corruption_of_the_shipped_references_is_seen_by_the_signal_that_i
     assert caught("number_change", "unseen_numbers") > 0.95
     assert caught("cut", "is_cut") > 0.8
     assert caught("repetition", "repeated_trigrams") > 0.95
+    assert {copy_rate(records[c.id].dialogue, c.text) for c in by_kind["copy"]} == {1.0}
     pair = ["#Person1#", "#Person2#"]
     of_two = [c for c in by_kind["speaker_swap"] if set(MASK.findall(records[c.id].dialogue)) == set(pair)]
     swaps = [role_agreement(c.text, records[c.id].references[0], pair) for c in of_two]
     assert all(agreement < 0.5 for agreement in swaps)
     assert len(swaps) > len(embedded) / 2
+
+
+@pytest.mark.parametrize(
+    ("length", "copied"),
+    [(1, "A: 네."), (7, "B: 몇 시?"), (15, "A: 네. B: 어디서요?"), (99, "B: 몇 시? A: 네. B: 어디서요?")],
+)
+def test_turns_in_a_row_are_copied_up_to_the_references_length(length, copied):
+    talk = Record("1", "B: 몇 시?\nA: 네.\nB: 어디서요?", ("가" * length,))
+    assert copied_turns(talk, talk.references[0], random.Random(0)) == copied
 
 
 def test_a_title_is_no_sentence_to_repeat():
@@ -154,9 +165,10 @@ def test_corruptions_are_the_same_every_time_whatever_else_is_corrupted(embedded
     assert corruptions(embedded) == corruptions(embedded)
 
 
-def test_another_dialogues_reference_has_about_the_length(embedded):
+@pytest.mark.parametrize("kind", ["other_dialogue", "copy"])
+def test_what_is_taken_from_elsewhere_has_about_the_length(kind, embedded):
     by_id = {record.id: len(record.references[0]) for record in embedded}
-    pairs = [(by_id[c.id], len(c.text)) for c in corruptions(embedded) if c.kind == "other_dialogue"]
+    pairs = [(by_id[c.id], len(c.text)) for c in corruptions(embedded) if c.kind == kind]
     assert len(pairs) == len(embedded)
     assert sum(abs(one - other) / one for one, other in pairs) / len(pairs) < 0.15
 
@@ -173,7 +185,7 @@ def test_a_second_reference_of_the_same_dialogue_is_none_of_another():
 
 def test_one_record_has_no_other_dialogue():
     kinds = {candidate.kind for candidate in corruptions([record("#Person1#은 오늘 3시에 표를 산다.")])}
-    assert kinds == {"speaker_swap", "number_change", "cut", "repetition"}
+    assert kinds == {"speaker_swap", "number_change", "cut", "repetition", "copy"}
 
 
 def test_candidates_are_read_back_as_written(tmp_path):
