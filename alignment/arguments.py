@@ -191,8 +191,8 @@ class TrainerArguments:
 
     def __post_init__(self) -> None:
         library = ("trl.", "transformers.training_args")
-        theirs: Any = next((cls for cls in type(self).__mro__ if cls.__module__.startswith(library)), None)
-        for name in WITHOUT_EFFECT & theirs.__dataclass_fields__.keys() if theirs else ():
+        theirs: Any = next(cls for cls in type(self).__mro__ if cls.__module__.startswith(library))
+        for name in WITHOUT_EFFECT & theirs.__dataclass_fields__.keys():
             if getattr(self, name) != theirs.__dataclass_fields__[name].default:
                 raise InputError(f"--{name}: has no effect here. Leave it out.")
         at_least = {
@@ -216,6 +216,8 @@ class TrainerArguments:
         if self.MEASURES and chosen_by is not None and chosen_by.removeprefix("eval_") not in self.MEASURES:
             expected = " or ".join(f"eval_{name}" for name in self.MEASURES)
             raise InputError(f"--metric_for_best_model {chosen_by}: expected {expected}.")
+        if chosen_by in ("eval_rouge", "rouge") and getattr(self, "rouge_eval_rows", 1) < 1:
+            raise InputError("--metric_for_best_model eval_rouge: needs --rouge_eval_rows of 1 or more.")
         if getattr(self, "trust_remote_code", False):
             raise InputError("--trust_remote_code: no code out of a model folder is run here. Leave it out.")
         names = ("eval_strategy", "save_strategy", "eval_steps", "save_steps")
@@ -272,8 +274,6 @@ class SFTArguments(TrainerArguments, SFTConfig):
             raise InputError(f"--phases {self.phases}: expected 1, 2 or 1,2.")
         if self.phase2_instructions not in ("all", "random"):
             raise InputError(f"--phase2_instructions {self.phase2_instructions}: expected all or random.")
-        if self.metric_for_best_model in ("eval_rouge", "rouge") and self.rouge_eval_rows < 1:
-            raise InputError("--metric_for_best_model eval_rouge: needs --rouge_eval_rows of 1 or more.")
         if "2" in self.phases and self.max_steps <= 0:
             check_epochs("phase2_epochs", self.phase2_epochs)
         super().__post_init__()

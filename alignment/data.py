@@ -131,9 +131,10 @@ def find_split(path: str | Path, split: str) -> Path | None:
 
 def write_rejected(rejected: list[Rejected], path: str | Path) -> None:
     """Writes the rows left out, one JSON object a line: path, row, fault, content; and says so. None: no such file."""
-    if is_main_process() and not rejected:
+    if not is_main_process():
+        return
+    if not rejected:
         Path(path).unlink(missing_ok=True)  # of an earlier run
-    if not (is_main_process() and rejected):
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # backslashreplace: a lone surrogate is a fault that lands here, and its escape is valid JSON
@@ -302,5 +303,4 @@ def hub_holds_out(path: str | Path) -> bool:
     Raises:
         InputError: It is not loaded.
     """
-    of_hub = _is_hub_name(path) and not place_of(path).exists()
-    return of_hub and any(split in HUB_HELD_OUT for split in hub_splits(str(path)))
+    return _is_hub_name(path) and any(split in HUB_HELD_OUT for split in hub_splits(str(path)))

@@ -201,9 +201,11 @@ def fit_records(
 
 def write_shortened(shortened: list[Shortened], path: Path) -> None:
     """Writes the list of what dialogues lost, if any did, and says so; else there is no such file."""
-    if is_main_process() and not shortened:
+    if not is_main_process():
+        return
+    if not shortened:
         path.unlink(missing_ok=True)  # of an earlier run
-    if is_main_process() and shortened:
+    else:
         write_json([asdict(item) for item in shortened], path)
         say(f"{len(shortened)} dialogues were too long: {path} lists what each lost, {most_lost(shortened)}.")
 
@@ -221,9 +223,7 @@ def instructions_for(record: Record, phase: int, which: str = "first", seed: int
         return choices
     if which == "random":
         return (random.Random(f"{seed} {record.id}").choice(choices),)
-    if which == "first":
-        return choices[:1]
-    raise InputError(f"--phase2_instructions {which}: expected all or random.")
+    return choices[:1]
 
 
 def prompt_for(record: Record, phase: int, form: str, tokenizer: PreTrainedTokenizerBase) -> str:

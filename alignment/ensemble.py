@@ -7,7 +7,7 @@ import torch
 from accelerate import PartialState
 from peft import PeftConfig
 from torch import Tensor
-from transformers import BatchEncoding, LogitsProcessor, PreTrainedModel
+from transformers import BatchEncoding, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment import models, pretrained
 from alignment.arguments import ModelArguments
@@ -28,7 +28,7 @@ def shares(weights: list[float] | None, members: int) -> list[float]:
 
 def load_average(
     folders: list[str], weights: list[float], config: ModelArguments
-) -> tuple[PreTrainedModel, models.Tokenizer]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """One model whose LoRA update is the weighted mean of several adapters' updates, and the first one's tokenizer.
 
     Exactly the mean of the products BA, whatever their ranks: PEFT's `cat`. It costs no more than one adapter.
@@ -144,7 +144,7 @@ class _Reader:
         return output.logits[:, -1].float()
 
 
-def check_alike(members: dict[str, tuple[PreTrainedModel, models.Tokenizer]]) -> None:
+def check_alike(members: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> None:
     """Holds that models, by name, are decoders that write in the same tokens.
 
     Raises:

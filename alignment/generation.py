@@ -116,14 +116,15 @@ def decoding_grid(options: list[str], decoding: Decoding) -> dict[str, Decoding]
     Raises:
         InputError: An option that `Decoding` does not have, a value of another type, or one that would have no effect.
     """
-    hints = get_type_hints(Decoding)
     kinds = {
-        name: next(one for one in get_args(kind) or (kind,) if one is not NoneType) for name, kind in hints.items()
+        name: next(one for one in get_args(kind) or (kind,) if one is not NoneType)
+        for name, kind in get_type_hints(Decoding).items()
+        if name not in ("batch_size", "seed")
     }
     values: dict[str, list[Any]] = {}
     for option in options:
         name, _, listed = option.partition("=")
-        if name not in kinds or name in ("batch_size", "seed"):
+        if name not in kinds:
             raise InputError(f"--grid {option}: expected such as num_beams=1,4, of {', '.join(kinds)}.")
         try:
             read = {"true": True, "false": False}.__getitem__ if kinds[name] is bool else kinds[name]
@@ -239,9 +240,7 @@ def generate(
             if on_text:
                 for made in texts[-len(rows) :]:  # not as each ends: so after a kill the batches are the same ones
                     on_text(*made)
-    if state.num_processes > 1:
-        texts = gather_object(texts)
-    return [text for _, text in sorted(dict(texts).items())]
+    return [text for _, text in sorted(dict(gather_object(texts)).items())]
 
 
 def _config_of(

@@ -40,11 +40,13 @@ def tell_of_longer(examples: list[dict[str, list[int]]], max_new_tokens: int) ->
 class HeldOutRouge(Trainer):
     """A trainer whose evaluation also writes and scores summaries; comes before the library's trainer among the bases.
 
-    Attributes:
-        held_out: Dialogues to summarise, and what scores them; None for none.
+    Args:
+        held_out: Dialogues to summarise and score at each evaluation, logged as `eval_rouge`; None for none.
     """
 
-    held_out: HeldOut | None = None
+    def __init__(self, *args: Any, held_out: HeldOut | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.compute_metrics, self.held_out = mean_over_tokens, held_out
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Held-out loss and, where there are held-out dialogues, `eval_rouge` of the summaries written for them."""

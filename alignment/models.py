@@ -4,7 +4,7 @@ import textwrap
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -39,7 +39,6 @@ from alignment.run import say
 from alignment.training import let_gradients_through, uses
 from alignment.weights import native_dtype
 
-Tokenizer: TypeAlias = PreTrainedTokenizerBase
 # What a model is loaded with as it was trained, unless the user says otherwise.
 QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
 
@@ -284,7 +283,7 @@ def is_quantised(model: PreTrainedModel) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
-def load_for_use(name_or_path: str, config: ModelArguments) -> tuple[PreTrainedModel, Tokenizer]:
+def load_for_use(name_or_path: str, config: ModelArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model to generate with, from a base, a whole model or an adapter folder, and its tokenizer.
 
     Args:

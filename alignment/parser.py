@@ -168,8 +168,6 @@ def parse(
     try:
         words = [_at_home(word) for word in from_yaml + argv]
         return parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
-    except InputError:
-        raise
     except (ValueError, TypeError, ImportError, OSError) as error:  # a config's own: a value, a package, a file of it
         raise InputError(str(error)) from error
 

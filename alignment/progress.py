@@ -163,8 +163,8 @@ def show_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -
         # On a narrow screen the first column folds, and no figure is cut.
         table.add_column(name.replace("peak_memory_gib", "GiB"), justify=justify, no_wrap=index > 0, overflow="fold")
     for row in rows:
-        values = (f"{value:.2f}" if isinstance(value, float) else str(value) for value in map(row.get, columns))
-        table.add_row(*map(Text, values))
+        values = ("" if value is None else value for value in map(row.get, columns))
+        table.add_row(*(Text(f"{value:.2f}" if isinstance(value, float) else str(value)) for value in values))
     screen = Console()
     if not (screen.is_terminal or screen.is_jupyter or "COLUMNS" in os.environ):
         screen.width = LOG_WIDTH

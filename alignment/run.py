@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import set_seed
+from transformers import Trainer, set_seed
 from transformers.trainer_callback import TrainerState
 
 from alignment.errors import InputError
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 # where a vLLM server samples, its noise.
 FREE_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "phases", "report_to", "run_name", "project",
-    "logging_dir", "disable_tqdm", "log_level", "push_to_hub", "hub_token", "hub_model_id", "trackio_space_id",
+    "disable_tqdm", "log_level", "push_to_hub", "hub_token", "hub_model_id", "trackio_space_id",
     "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory", "per_device_eval_batch_size", "stage",
     "activation_checkpointing", "generation_batch_size", "vllm_url", "eval_accumulation_steps", "local_rank",
     "torch_empty_cache_steps", "gradient_checkpointing", "min_accuracy", "sample_batch_size",
@@ -285,13 +285,18 @@ class Run:
             kept.rename(real)
             say(f"{folder}: what was to overwrite it came to nothing; the run of before is back.")
 
-    def finish(self, **facts: Any) -> None:
-        """Marks the result as whole, with its seconds, peak memory and whatever else is known by now; and says so."""
+    def train(self, trainer: Trainer) -> None:
+        """Takes a trainer to its end from where the run is, and saves what it has learnt."""
+        trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        trainer.save_model()
+        self.manifest |= {"log": trainer.state.log_history, "best_checkpoint": trainer.state.best_model_checkpoint}
+
+    def finish(self) -> None:
+        """Marks the result as whole, with its seconds and peak memory; and says so."""
         self.manifest |= {
             "finished": True,
             "seconds": round(self.manifest["seconds_before"] + time.monotonic() - self._started, 1),
             "peak_memory_gib": round(peak_memory_gib(), 3),
-            **facts,
         }
         if is_main_process():
             write_json(self.manifest, self.folder / MANIFEST)

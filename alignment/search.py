@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from alignment import models
-from alignment.arguments import ModelArguments, SFTArguments
+from alignment.arguments import ModelArguments
 from alignment.errors import InputError
 from alignment.progress import TrainingProgress, show_table
 from alignment.run import say, write_text
@@ -222,8 +222,6 @@ class Search:
     def _yaml(self, best: FrozenTrial) -> str:
         path = self.study.folder / "best.yaml"
         settings = self.start | self.space.settings(best) | {"output_dir": str(self.study.folder / "best")}
-        if self.search_args.objective != SFTArguments.metric_for_best_model:
-            settings["metric_for_best_model"] = self.search_args.objective
         said = [
             f"{self.search_args.objective} {best.value:.6g} in trial {best.number}, the best of "
             f"{len(self.study.finished())}, of which {self._count(TrialState.PRUNED)} were pruned.",

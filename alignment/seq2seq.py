@@ -26,7 +26,7 @@ from transformers import (
 
 from alignment.arguments import ModelArguments, TrainerArguments
 from alignment.errors import InputError
-from alignment.held_out import HeldOut, HeldOutRouge, mean_over_tokens
+from alignment.held_out import HeldOut, HeldOutRouge
 from alignment.progress import TrainingProgress
 from alignment.records import Record
 from alignment.training import ResumableTrainer, add_callbacks
@@ -72,8 +72,6 @@ class BaselineArguments(TrainerArguments, Seq2SeqTrainingArguments):
         for name in ("max_length", "max_new_tokens", "num_beams"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: expected 1 or more.")
-        if self.metric_for_best_model in ("eval_rouge", "rouge") and self.rouge_eval_rows < 1:
-            raise InputError("--metric_for_best_model eval_rouge: needs --rouge_eval_rows of 1 or more.")
         super().__post_init__()
 
 
@@ -195,16 +193,11 @@ def loss_over_tokens(
 
 
 class BaselineTrainer(ResumableTrainer, HeldOutRouge, Seq2SeqTrainer):
-    """transformers' `Seq2SeqTrainer` on examples of `input_ids` and `labels`, with held-out ROUGE.
+    """transformers' `Seq2SeqTrainer` on examples of `input_ids` and `labels`, with held-out ROUGE."""
 
-    Args:
-        held_out: Dialogues to summarise and score at each evaluation, logged as `eval_rouge`; None for none.
-    """
-
-    def __init__(self, *args: Any, held_out: HeldOut | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.compute_loss_func = partial(loss_over_tokens, label_smoothing=self.args.label_smoothing_factor)
-        self.compute_metrics, self.held_out = mean_over_tokens, held_out
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None, **_: Any

@@ -28,7 +28,7 @@ from alignment.dialogue import (
 )
 from alignment.errors import InputError
 from alignment.head import SCALES, loss_in_head
-from alignment.held_out import HeldOut, HeldOutRouge, SummaryBefore, mean_over_tokens, tell_of_longer
+from alignment.held_out import HeldOut, HeldOutRouge, SummaryBefore, tell_of_longer
 from alignment.progress import TrainingProgress
 from alignment.records import Record
 from alignment.run import settings_of
@@ -108,17 +108,12 @@ def encode(
 
 
 class DialogueSFTTrainer(ResumableTrainer, HeldOutRouge, SFTTrainer):
-    """TRL's `SFTTrainer` on examples of `input_ids` and `labels`, with the head at supervised positions only.
+    """TRL's `SFTTrainer` on examples of `input_ids` and `labels`, with the head at supervised positions only."""
 
-    Args:
-        held_out: Dialogues to summarise and score at each evaluation, logged as `eval_rouge`; None for none.
-    """
-
-    def __init__(self, *args: Any, held_out: HeldOut | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             return_freed_memory()
-        self.compute_metrics, self.held_out = mean_over_tokens, held_out
         config = self.model.config.get_text_config()
         # TRL sees to scaled or capped logits.
         plain_head = all(getattr(config, name, None) in (None, 1, 1.0) for name in SCALES)

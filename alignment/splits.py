@@ -45,14 +45,12 @@ def load_train_and_eval(args: DataArguments) -> tuple[tuple[list[Record], list[R
             say(f"{unused} is not held out, so that scores on it tell something. To choose by it: --eval_dataset_path.")
         train, held_out = hold_out(train)
         train = train[: args.max_train_rows]
-        _tell_of_references(train)
         return (train, held_out[: args.max_eval_rows or max(1, round(len(train) / 9))]), rejected
     unseen = _without(train, beyond)
     if len(unseen) < len(train):
         say(f"{len(train) - len(unseen)} dialogues to train on are held out too, and are left out of training.")
     if not unseen:
         raise InputError(f"{args.dataset_path}: every dialogue to train on is held out too. Give other held-out ones.")
-    _tell_of_references(unseen)
     return (unseen, held_out), rejected + more
 
 
@@ -87,7 +85,8 @@ def _own_held_out(args: DataArguments) -> tuple[list[Record], list[Record], list
     return held_out, everything, rejected
 
 
-def _tell_of_references(train: list[Record]) -> None:
+def tell_of_references(train: list[Record]) -> None:
+    """Says of how many dialogues fine-tuning passes over further references."""
     several = sum(len(record.references) > 1 for record in train)
     if several:
         say(f"{several} of {len(train)} dialogues have several references: fine-tuning learns the first.")

@@ -104,7 +104,7 @@ class Study:
     def _check_file(self) -> None:
         if not self.path.exists():
             # The locks, another process's probe of the folder, and the results of a study that was moved away.
-            own = ("study.", ".", "best.yaml", "trials.csv", "rejected.jsonl", "shortened-")
+            own = ("study.", ".", "best", "trials.csv", "rejected.jsonl", "shortened-")
             foreign = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(own))
             if foreign:
                 raise InputError(f"{self.folder}: holds {foreign[0]}, but no study. Choose another --output_dir.")

@@ -18,10 +18,8 @@ def write_submission(ids: list[str], summaries: list[str], destination: Destinat
     """Writes the CSV `fname,summary`, a row for each id in the given order.
 
     Raises:
-        InputError: The lengths differ, or a summary is empty (which only a submission minds).
+        InputError: A summary is empty (which only a submission minds).
     """
-    if len(ids) != len(summaries):
-        raise InputError(f"{len(ids)} ids but {len(summaries)} summaries; a submission has one summary for each id")
     rows = [(name, one_line(text)) for name, text in zip(ids, summaries, strict=True)]
     if not allow_empty and (empty := [name for name, text in rows if not text]):
         raise InputError(f"{len(empty)} empty summaries, the first for {empty[0]!r}; a submission has none")

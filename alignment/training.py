@@ -1,13 +1,13 @@
 """What every trainer here shares: checkpoints that resume exactly, progress, and an end when nothing can be learnt."""
 
 import ctypes
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -118,7 +118,7 @@ class StopWhenNotFinite(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Looks at the loss of the last steps."""
         loss = kwargs["logs"].get("loss", 0.0)
-        if not np.isfinite(loss):
+        if not math.isfinite(loss):
             raise InputError(
                 f"The loss is {loss} at step {state.global_step}. Lower --learning_rate, or train in another --dtype; "
                 "checkpoints from before are kept."

@@ -33,6 +33,7 @@ def main() -> None:
     from alignment.speakers import MASK, swap_speakers
     from reward import postprocess
     from reward.quality import is_cut, unseen_tags
+    from reward.sentences import sentences
 
     def fitting_particles(dialogue: str, summary: str) -> str:
         for tag in set(MASK.findall(summary)):
@@ -40,11 +41,11 @@ def main() -> None:
         return summary
 
     def unseen_tag_sentences(dialogue: str, summary: str) -> str:
-        kept = [sentence for sentence in postprocess._sentences(summary) if not unseen_tags(dialogue, sentence)]
+        kept = [sentence for sentence in sentences(summary) if not unseen_tags(dialogue, sentence)]
         return "".join(kept).rstrip() or summary
 
     def cut_ending_anywhere(dialogue: str, summary: str) -> str:
-        return "".join(postprocess._sentences(summary)[:-1]).rstrip() or summary if is_cut(summary) else summary
+        return "".join(sentences(summary)[:-1]).rstrip() or summary if is_cut(summary) else summary
 
     shipped = list(postprocess.RULES)
     left_out = [fitting_particles, unseen_tag_sentences, cut_ending_anywhere]

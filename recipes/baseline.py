@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     outputs.make_folder(Path(args.output_dir))
 
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
+    splits.tell_of_references(train)
     language = dialogue.language(train[0].dialogue)
     tokenizer = pretrained.load_tokenizer(*name)
     tokenizer = set_up_tokenizer(tokenizer, model_type, language, args.special_tokens)
@@ -82,9 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         max_new_tokens=args.max_new_tokens,
     )
     trainer = make_trainer(model, tokenizer, args, examples, held_out_examples, summaries)
-    trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
-    trainer.save_model()
-    current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)
+    current.train(trainer)
+    current.finish()
 
 
 if __name__ == "__main__":

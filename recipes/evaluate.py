@@ -27,10 +27,10 @@ from alignment.parser import parse
 from alignment.progress import show_table
 from alignment.submission import fill_empty, write_submission
 from reward.choice import select
-from reward.evaluation import evaluate, files_to_refuse, say_winner, systems_of, usual_profiles
+from reward.evaluation import evaluate, files_to_refuse, say_winner, systems_of
 from reward.leaderboard import leaderboard, read_runs, write_leaderboard
 from reward.postprocess import mend
-from reward.rouge import PROFILES, check_profiles
+from reward.rouge import PROFILES, check_profiles, usual_profiles
 from reward.system import System, SystemArguments
 
 
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     predictions = data.match_predictions(by_id, records, args.predictions) if args.predictions else []
     outputs.claim_folder(output)
     data.write_rejected(rejected, output / "evaluate.rejected.jsonl")
-    profiles = args.profiles or usual_profiles(records)
+    profiles = args.profiles or usual_profiles([record.dialogue for record in records])
     results, rows = evaluate(systems, records, profiles, output, how.postprocess, predictions)
     columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "seconds", "peak_memory_gib")
     path = data_args.eval_dataset_path or data_args.dataset_path
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
 def compare(args: EvaluateArguments, data_args: DataArguments, output: Path) -> None:
     """Writes the page of several runs, and where it is asked for the best of their systems, and its submission."""
     records, entries = read_runs([Path(folder) for folder in args.compare or []])
-    profiles = args.profiles or usual_profiles(records)
+    profiles = args.profiles or usual_profiles([record.dialogue for record in records])
     profiles += [args.select] if args.select and args.select not in profiles else []
     options = {"split": "eval", "bad_rows": data_args.bad_rows, "columns": data_args.columns}
     dialogues, rejected = data.load_records(args.submission, **options) if args.submission else ([], [])

@@ -26,11 +26,10 @@ from alignment.ppo.config import PPOArguments
 from alignment.progress import reset_peak_memory
 from alignment.weights import weights_of
 from reward.comparison import compare, held_out_figures, write_comparison
-from reward.evaluation import usual_profiles
 from reward.labels import LabelArguments
 from reward.model import RewardModel, start_of
-from reward.rouge import check_profiles
-from reward.scorers import check_reward_model, check_scorers, load_scorers, sources_of
+from reward.rouge import check_profiles, usual_profiles
+from reward.scorers import check_reward_model, load_scorers, sources_of
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     own = {"passed_over": (PromptArguments,), "section": "ppo"}  # the prompts are those of the model it starts from
     model_args, data_args, label_args, args = parse(classes, argv, CONFIGS / "embedded.yaml", **own)
     models.check_adapter(args.sft_model, model_args.model_name_or_path, "--sft_model")
-    check_scorers(args.scorers)
+    own_scorers = sources_of(args.scorers)
     rewarding = None
     if "reward_model" in args.scorers:
         folder = Path(args.reward_model)
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tokenizer = pretrained.load_tokenizer(args.sft_model)
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
-    args.metric_profile = args.metric_profile or usual_profiles(held_out)[0]
+    args.metric_profile = args.metric_profile or usual_profiles([record.dialogue for record in held_out])[0]
     check_profiles("--metric_profile", args.metric_profile)
     fit = partial(
         dialogue.fit_records, form=form, tokenizer=tokenizer, max_tokens=args.max_length,
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         "prompt_form": form,
         "data": {"train": data.stamp(train), "held_out": data.stamp(held_out)},
         "starts_from": [weights_of(one) for one in (args.sft_model, rewarding) if one],
-        "scorers": sources_of(args.scorers),
+        "scorers": own_scorers,
     }
     if not any(output.glob("phase3*")):  # else they are of that run
         outputs.refuse_existing([output / "results.json", output / "report.html"], args.overwrite_output_dir)
@@ -110,15 +109,13 @@ def main(argv: list[str] | None = None) -> None:
         end_token_id=dialogue.end_token_id(form, tokenizer),
         add_special_tokens=form != "template",
     )
-    trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
-    trainer.save_model()
-    log = trainer.state.log_history
+    current.train(trainer)
     before = "earlier phase 3" if "num_ppo_epochs" in trained else f"phase {phase}"
     answers = {before: trainer.first_answers(), "phase 3": trainer.answer()}
-    chose = args.load_best_model_at_end
+    log, chose = trainer.state.log_history, args.load_best_model_at_end
     figures = compare(held_out, answers, log, trainer.steps_per_update, args.metric_profile, chose=chose)
     write_comparison(figures, held_out, output)
-    current.finish(log=log, best_checkpoint=trainer.state.best_model_checkpoint)
+    current.finish()
 
 
 if __name__ == "__main__":

@@ -118,12 +118,11 @@ def train_model(
         dialogue.write_shortened(shortened, current.folder / f"{split}.shortened.json")
     model, tokenizer = load_scorer(model_args, args.sft_model), prompting["tokenizer"]
     trainer = make_trainer(model, tokenizer, args, current.folder, examples["train"], examples["held_out"])
-    trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
-    trainer.save_model()
+    current.train(trainer)
     reward_model = RewardModel(model.eval(), **prompting, attribution=attribution)
     reward_model.centre(records["held_out"], args.attribution_weight)
     reward_model.save(current.folder)
-    current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)
+    current.finish()
 
 
 if __name__ == "__main__":

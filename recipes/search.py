@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         dialogue.render("", "", form, tokenizer)  # refuses what this model cannot do
     space = SearchSpace(args, args.prompt_forms, model_args.use_peft)
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
+    splits.tell_of_references(train)
 
     output = Path(args.output_dir)
     outputs.make_folder(output)

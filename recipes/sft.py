@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from transformers import PreTrainedTokenizerBase
+
 from alignment import data, dialogue, models, outputs, pretrained, run, splits
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = pretrained.load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     pretrained.check_length(args.max_length, model_args.model_name_or_path, model_args.model_revision)
     (train, held_out), rejected = splits.load_train_and_eval(data_args)
+    splits.tell_of_references(train)
     fit = {"form": prompt_args.prompt_form, "tokenizer": tokenizer, "max_tokens": args.max_length}
     train, shortened = dialogue.fit_records(train, bad_rows=data_args.bad_rows, **fit)
     held_out, more = dialogue.fit_records(held_out, bad_rows=data_args.bad_rows, **fit)
@@ -85,7 +88,7 @@ def start_phase(
 def train_phase(
     current: run.Run,
     split: Split,
-    tokenizer: models.Tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     model_args: ModelArguments,
     prompt_args: PromptArguments,
     args: SFTArguments,
@@ -114,9 +117,8 @@ def train_phase(
     if encoded.summaries.references:
         reference = " ".join(encoded.summaries.references[0][0].split())
         run.say(f"Phase {phase}, a held-out dialogue's reference: {reference}")
-    trainer.train(resume_from_checkpoint=str(current.checkpoint) if current.checkpoint else None)
-    trainer.save_model()
-    current.finish(log=trainer.state.log_history, best_checkpoint=trainer.state.best_model_checkpoint)
+    current.train(trainer)
+    current.finish()
 
 
 if __name__ == "__main__":

@@ -51,18 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     classes = (SummarizeArguments, SystemArguments, ModelArguments, RowArguments, PromptArguments, Decoding)
     own = {"passed_over": (DataArguments, SFTArguments)}
     args, how, model_args, row_args, prompt_args, decoding = parse(classes, argv, **own)
-    output = Path(args.output)
-    if output.is_dir() and args.output != "-":
-        raise InputError(f"--output {output}: is a folder. Give the name of a file.")
-    if output.suffix.lower() in (".json", ".jsonl", ".xlsx", ".tsv"):
-        raise InputError(f"--output {output}: summaries are written as CSV, those of plain text one a line.")
-    if args.output != "-" and output.exists() and not args.overwrite:
-        raise InputError(f"--output {output}: exists. Choose another name, or add --overwrite true.")
-    if args.output != "-" and not output.parent.is_dir():
-        raise InputError(f"--output {output}: no such folder {output.parent}.")
-    if args.output != "-":
-        outputs.make_folder(output.parent, "--output")
-        outputs.claim(output)
+    output = None if args.output == "-" else Path(args.output)
+    if output:
+        claim_file(output, args.overwrite)
 
     names = args.model or [model_args.model_name_or_path]
     if len(names) == 1 and not how.combine:
@@ -71,20 +62,34 @@ def main(argv: list[str] | None = None) -> None:
         system = System(tuple(names), how, decoding, model_args, prompt_args)
 
     dialogues, ids, rejected = read_standard_input(row_args) if args.input == "-" else read(args.input, row_args)
-    if args.output != "-":
+    if output:
         data.write_rejected(rejected, f"{output}.rejected.jsonl")
     elif rejected:
         run.say(f"{len(rejected)} bad rows have no summary.")
 
     description = "Summarising" if len(dialogues) > 1 else None
     with ExitStack() as journals:
-        raw, _ = system.summarize(dialogues, description, journals if args.output != "-" else None, output)
+        raw, _ = system.summarize(dialogues, description, journals if output else None, output or Path())
         summaries = fill_empty(dialogues, mend(dialogues, raw, system.how.postprocess))
         if run.is_main_process():
-            destination = sys.stdout if args.output == "-" else output
+            destination = output or sys.stdout
             write_lines(summaries, destination) if ids is None else write_submission(ids, summaries, destination)
-    if args.output != "-":
+    if output:
         run.say(f"{len(summaries)} summaries written to {output}.")
+
+
+def claim_file(output: Path, overwrite: bool) -> None:
+    """Holds that summaries can be written to a file, and takes it for this process."""
+    if output.is_dir():
+        raise InputError(f"--output {output}: is a folder. Give the name of a file.")
+    if output.suffix.lower() in (".json", ".jsonl", ".xlsx", ".tsv"):
+        raise InputError(f"--output {output}: summaries are written as CSV, those of plain text one a line.")
+    if output.exists() and not overwrite:
+        raise InputError(f"--output {output}: exists. Choose another name, or add --overwrite true.")
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output}: no such folder {output.parent}.")
+    outputs.make_folder(output.parent, "--output")
+    outputs.claim(output)
 
 
 def read(source: str, row_args: RowArguments) -> tuple[list[str], list[str] | None, list[data.Rejected]]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from alignment.ppo.guards import reward_hacking
 from alignment.progress import show_table
 from alignment.records import Record
-from alignment.run import is_main_process, say, write_json
+from alignment.run import is_main_process, say, write_json, write_text
 from reward.quality import repeated_trigrams
 from reward.report import STYLE, plot
 from reward.rouge import paired_bootstrap, rouge
@@ -111,7 +111,7 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
         after=after,
         **figures,
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_text(page, folder / "report.html")
     columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "characters")
     show_table(f"Held-out, {len(records)} dialogues", columns, figures["systems"])
     for record, one, other in changed[:2]:

@@ -5,10 +5,8 @@ from collections.abc import Callable
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from alignment.dialogue import language
-from alignment.errors import InputError
 from alignment.progress import Progress
-from reward.rouge import rouge
+from reward.rouge import rouge, usual_profiles
 
 
 def consensus(candidates: list[list[str]], profile: str | None = None, description: str | None = None) -> list[str]:
@@ -20,15 +18,10 @@ def consensus(candidates: list[list[str]], profile: str | None = None, descripti
         profile: How ROUGE is computed; by default `strict` for Korean, else `english`.
         description: Shown with a progress bar, or None for none.
 
-    Raises:
-        InputError: A dialogue has no candidate.
-
     Source: minimum Bayes risk, Kumar and Byrne 2004 (N04-1022), with samples as in Eikema and Aziz 2020
     (arXiv 2005.10283), section 5.
     """
-    _check(candidates)
-    everything = " ".join(text for texts in candidates for text in texts)
-    profile = profile or ("strict" if language(everything) == "ko" else "english")
+    profile = profile or usual_profiles([" ".join(text for texts in candidates for text in texts)])[-1]
     own, chosen = _own(candidates), []
     with Progress(description, total=len(own)) as progress:
         for row in own:
@@ -51,12 +44,8 @@ def best_of(
     Args:
         score: From dialogues and as many summaries to as many numbers, such as `RewardModel.score`.
 
-    Raises:
-        InputError: A dialogue has no candidate.
-
     Source: best of n, Stiennon et al. 2020 (arXiv 2009.01325), section 4.3.
     """
-    _check(candidates)
     own = _own(candidates)
     flat = [(dialogues[row], text) for row in own for text in candidates[row]]
     values = iter(score([dialogue for dialogue, _ in flat], [text for _, text in flat]))
@@ -70,16 +59,8 @@ def _own(candidates: list[list[str]]) -> range:
 
 def _of_all(chosen: list[tuple[int, str]]) -> list[str]:
     """What every process has chosen, in order."""
-    if PartialState().num_processes > 1:
-        chosen = gather_object(chosen)
-    return [text for _, text in sorted(chosen)]
+    return [text for _, text in sorted(gather_object(chosen))]
 
 
 def _highest(texts: list[str], scores: list[float]) -> str:
     return texts[scores.index(max(scores))]
-
-
-def _check(candidates: list[list[str]]) -> None:
-    for row, texts in enumerate(candidates):
-        if not texts:
-            raise InputError(f"candidates[{row}] is empty: expected one summary or more to choose from")

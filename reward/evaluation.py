@@ -9,7 +9,6 @@ from typing import Any
 
 from alignment import data
 from alignment.arguments import ModelArguments, PromptArguments
-from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.generation import Decoding
 from alignment.journal import left_behind
@@ -23,12 +22,6 @@ from reward.system import OneAtATime, System, SystemArguments
 
 RESULTS, DIALOGUES = "results.json", "dialogues.jsonl"
 COSTS = ("seconds", "peak_memory_gib", "parameters", "trained_parameters", "disk_bytes")
-
-
-def usual_profiles(records: list[Record]) -> list[str]:
-    """The profiles for the language of most of these dialogues."""
-    korean = [language(record.dialogue) == "ko" for record in records]
-    return ["aistages", "strict"] if 2 * sum(korean) >= len(korean) else ["english"]
 
 
 def files_of(systems: dict[str, System | None], folder: Path) -> dict[str, Path]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.formats import file_rows
 from alignment.progress import show_table
@@ -19,7 +18,7 @@ from alignment.speakers import Naming, two_speakers
 from alignment.submission import one_line
 from reward.candidates import Candidate
 from reward.quality import GATES, copy_rate, formal_share, hangul_share, length_ratio, role_agreement
-from reward.rouge import check_profiles, rouge
+from reward.rouge import check_profiles, rouge, usual_profiles
 
 
 @dataclass
@@ -73,7 +72,7 @@ class Label:
         rouge: Mean of ROUGE-1, -2 and -L against the references, 0 to 1; 1 for a reference itself.
         roles: Who does what, agreement with the reference; 0 to 1, 0.5 where it cannot be said.
         failed: The gates that the summary fails and every reference passes; one that a reference fails says nothing.
-        length_ratio: Characters of the summary by those of the dialogue; shown, and no part of the label.
+        length_ratio: Characters of the summary by those of the dialogue; kept beside the label, and no part of it.
         rating: A human's, from 0 to 1 over the file, or None.
     """
 
@@ -103,11 +102,10 @@ def label_candidates(
         ratings: By id and text, from 0 to 1; mixed into the label with `ratings_weight`.
     """
     by_id = {record.id: record for record in records}
-    unique = {(candidate.id, " ".join(candidate.text.split())): candidate for candidate in reversed(candidates)}
-    kept = [candidate for candidate in candidates if unique.get(_key(candidate)) is candidate]
+    first = {_key(candidate): candidate for candidate in reversed(candidates)}
+    kept = [candidate for candidate in candidates if first[_key(candidate)] is candidate]
     references = [list(by_id[candidate.id].references) for candidate in kept]
-    korean = sum(language(record.dialogue) == "ko" for record in records)
-    profile = args.label_profile or ("strict" if korean * 2 >= len(records) else "english")
+    profile = args.label_profile or usual_profiles([record.dialogue for record in records])[-1]
     scores = rouge([candidate.text for candidate in kept], references, profile).rows
     return [
         _label(candidate, by_id[candidate.id], score["mean"] / 100, args, ratings.get(_key(candidate)))

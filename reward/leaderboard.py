@@ -6,7 +6,7 @@ Every figure is computed anew from the predictions, so that all systems are scor
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from alignment.errors import InputError
 from alignment.formats import listed
 from alignment.progress import Progress, show_table
 from alignment.records import Record
-from alignment.run import is_main_process, read_manifest, say, write_json
+from alignment.run import is_main_process, read_manifest, say, write_json, write_text
 from alignment.speakers import names_in
 from reward.comparison import CURVES
 from reward.evaluation import DIALOGUES, RESULTS
@@ -75,8 +75,6 @@ def read_runs(folders: list[Path]) -> tuple[list[Record], list[Entry]]:
     Raises:
         InputError: A folder is none of its outputs, is given twice, or lacks a file; or two have other dialogues.
     """
-    if not folders:
-        raise InputError("no run to compare; expected output folders of recipes/evaluate.py")
     if twice := [str(folder) for folder, n in Counter(map(Path.resolve, folders)).items() if n > 1]:
         raise InputError(f"{listed(twice)}: the same run twice; name each once")
     records: list[Record] = []
@@ -339,7 +337,7 @@ def write_leaderboard(board: Board, folder: Path) -> None:
         rows += sorted(table, key=lambda row: row["rank"])
     pd.DataFrame(rows).convert_dtypes().to_csv(folder / "leaderboard.csv", index=False, lineterminator="\n")
     write_json(figures, folder / "leaderboard.json")
-    (folder / "report.html").write_text(page(board), encoding="utf-8")
+    write_text(page(board), folder / "report.html")
     columns = ("name", "profile", "mean", "low", "high", "rouge1", "rouge2", "rougeL")
     show_table(f"{len(board.entries)} systems on {figures['rows']} dialogues, with 95% intervals", columns, rows)
     say(f"Written: {folder}/report.html, leaderboard.csv and leaderboard.json")
@@ -347,14 +345,10 @@ def write_leaderboard(board: Board, folder: Path) -> None:
 
 def page(board: Board) -> str:
     """The page as one HTML file: figures and texts in it as JSON, drawn by its own script."""
-    texts = [
-        {"id": record.id, "dialogue": record.dialogue, "references": record.references, "topic": record.topic}
-        for record in board.records
-    ]
     content = {
         **board.figures,
         "language": language(board.records[0].dialogue),
-        "dialogues": texts,
+        "dialogues": [asdict(record) for record in board.records],
         "summaries": [entry.summaries for entry in board.entries],
     }
     # No `<` stays in the JSON: neither </script> nor <!-- in a dialogue can end the element that it stands in.

@@ -37,6 +37,20 @@ CHUNKS = 4
 Batch = dict[str, Tensor]
 
 
+def network_of(folder: str | Path) -> Path:
+    """The folder of the model inside what recipes/reward.py left.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not (facts := Path(folder) / "model" / FACTS).is_file():
+        raise InputError(
+            f"--reward_model {folder}: no model/{FACTS} in it. Expected the output folder of a finished "
+            "recipes/reward.py."
+        )
+    return facts.parent
+
+
 def make_batch(
     prompts: list[list[int]],
     summaries: list[list[list[int]]],

@@ -57,7 +57,8 @@ def make_pairs(labels: list[Label], args: LabelArguments, human: Iterable[dict[s
     Raises:
         InputError: No pair at all, with the reason.
     """
-    human = [row for row in human if row["id"] in {label.id for label in labels}]
+    known = {label.id for label in labels}
+    human = [row for row in human if row["id"] in known]
     judged = {(row["id"], _words(row["chosen"], row["rejected"])) for row in human}
     pairs = []
     for _, group in groupby(sorted(labels, key=lambda label: label.id), key=lambda label: label.id):

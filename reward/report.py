@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from alignment.progress import show_table
 from alignment.records import Record
-from alignment.run import is_main_process, say, write_json
+from alignment.run import is_main_process, say, write_json, write_text
 from reward.candidates import CORRUPTED
 from reward.labels import Label
 from reward.model import RewardModel
@@ -152,7 +152,7 @@ def write_report(figures: dict[str, Any], title: str, folder: Path) -> None:
     write_json(figures, as_json)
     plots = [plot(draw, figures) for draw in (_by_kind, _reliability, _histogram, _lengths)]
     page = Template(_PAGE, autoescape=True).render(style=STYLE, title=title, plots=plots, **figures)
-    as_page.write_text(page, encoding="utf-8")
+    write_text(page, as_page)
     for heading, rows in (("kind of pair", figures["by_kind"]), ("length", figures["by_length_bin"])):
         show_table(f"Held-out accuracy by {heading}", ("name", "pairs", "accuracy"), rows)
     verdict = "fit for PPO" if figures["fit"] else "UNFIT for PPO: give more dialogues or samples, or train for longer"

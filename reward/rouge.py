@@ -25,6 +25,7 @@ from mecab import MeCab
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
+from alignment.dialogue import language
 from alignment.errors import InputError
 from reward.morphemes import kiwi_version, morphemes
 
@@ -50,6 +51,12 @@ class RougeResult:
     rougeL: float
     mean: float  # of the three
     rows: list[dict[str, float]]  # rouge1, rouge2, rougeL and mean of each row
+
+
+def usual_profiles(dialogues: list[str]) -> list[str]:
+    """The profiles for the language of most of these texts, the last of which chooses among models."""
+    korean = [language(text) == "ko" for text in dialogues]
+    return ["aistages", "strict"] if 2 * sum(korean) >= len(korean) else ["english"]
 
 
 def check_profiles(flag: str, *names: str | None) -> None:

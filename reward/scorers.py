@@ -16,29 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from alignment import pretrained
-from alignment.dialogue import language
 from alignment.errors import InputError
 from alignment.ppo.rollout import Scorer
 from alignment.records import Record
 from reward.candidates import Candidate
 from reward.labels import LabelArguments, label_candidates
-from reward.model import RewardModel
-from reward.rouge import rouge
-
-
-def check_scorers(names: list[str]) -> None:
-    """Holds that each name is one of ours or a function that can be imported.
-
-    Raises:
-        InputError: One is neither.
-    """
-    for name in names:
-        if name not in SCORERS:
-            _imported(name)
+from reward.model import RewardModel, network_of
+from reward.rouge import rouge, usual_profiles
 
 
 def sources_of(names: list[str]) -> dict[str, str]:
-    """The SHA-256 of the module that each function of one's own is named in; what is built in has none."""
+    """The SHA-256 of the module that each function of one's own is named in; what is built in has none.
+
+    Raises:
+        InputError: A name that is none of ours, nor a function that can be imported.
+    """
     found = {}
     for name in names:
         if name in SCORERS:
@@ -72,7 +64,7 @@ def of_rouge(args: LabelArguments) -> Scorer:
     """ROUGE against the references (mean of three, 0 to 1), in the label's profile or that of a dialogue's language."""
 
     def score(completions: list[str], dialogue: list[str], references: list[list[str]], **_: Any) -> list[float]:
-        profiles = [args.label_profile or ("strict" if language(one) == "ko" else "english") for one in dialogue]
+        profiles = [args.label_profile or usual_profiles([one])[-1] for one in dialogue]
         triples = zip(completions, references, profiles, strict=True)
         return [rouge([completion], [own], profile).mean / 100 for completion, own, profile in triples]
 
@@ -128,12 +120,7 @@ def check_reward_model(folder: Path, base: str, allow_unfit: bool, separate: boo
     Raises:
         InputError: There is none, it is for another base, or its report calls it unfit, or is missing.
     """
-    model = folder / "model"
-    if not (model / "reward.json").is_file():
-        raise InputError(
-            f"--reward_model {folder}: no model/reward.json in it. Expected the output folder of a finished "
-            "recipes/reward.py; or leave reward_model out of --scorers."
-        )
+    model = network_of(folder)
     made_for = pretrained.base_of(model)
     if made_for != pretrained.canonical(base) and not separate:
         raise InputError(

@@ -29,7 +29,7 @@ from alignment.progress import reset_peak_memory
 from alignment.summarizer import Summarizer
 from alignment.weights import size_of, weights_of
 from reward.consensus import best_of, consensus
-from reward.model import RewardModel
+from reward.model import RewardModel, network_of
 from reward.postprocess import check_rules
 from reward.rouge import check_profiles
 
@@ -145,11 +145,8 @@ class System:
             )
         if combine in ("lora_average", "distributions") and not several:
             raise InputError(f"--combine {combine}: expected two models or more after --model.")
-        if self.how.reward_model and not (Path(self.how.reward_model) / "model" / "reward.json").is_file():
-            raise InputError(
-                f"--reward_model {self.how.reward_model}: no model/reward.json in it. Expected the output folder of a "
-                "finished recipes/reward.py."
-            )
+        if self.how.reward_model:
+            network_of(self.how.reward_model)
 
     # --- in use -------------------------------------------------------------------------------------------------------
 
@@ -217,7 +214,7 @@ class System:
         by_dialogue = [list(texts) for texts in zip(*candidates, strict=True)]
         if self.how.combine == "mbr":
             return consensus(by_dialogue, self.how.mbr_profile, description and "Comparing candidates")
-        folder = str(Path(self.how.reward_model or "") / "model")
+        folder = str(network_of(str(self.how.reward_model)))
         scorer = loaded(f"reward {folder}", lambda: RewardModel.load(folder))
         how = {"batch_size": min(self.decoding.batch_size or 8, 8), "description": description and "Scoring candidates"}
         return best_of(by_dialogue, dialogues, partial(scorer.score, **how))
@@ -228,32 +225,25 @@ class System:
         """`parameters` (each base counted once), `trained_parameters`, and `disk_bytes` of the folders named."""
         trained, disk = 0, 0
         bases: dict[str, int] = {}
-        for name in self.models:
+        judge = [str(network_of(self.how.reward_model))] if self.how.reward_model else []
+        for name in (*self.models, *judge):
             folder = pretrained.resolve(name)
             own, base = size_of(folder, self.model_args.model_revision), pretrained.base_of(folder)
-            disk += own["bytes"]
+            # A baseline has a manifest, a merged model too.
+            manifest = run.read_manifest(folder) or {"merged_from": "", "settings": {}}
             if base is not None:
-                trained_on = (run.read_manifest(folder) or {"settings": {}})["settings"].get("model_revision", "main")
+                trained_on = manifest["settings"].get("model_revision", "main")
                 bases[base] = size_of(pretrained.resolve(base), trained_on)["numbers"]
-            else:
-                bases[pretrained.canonical(name)] = own["numbers"]
-            whole = run.read_manifest(folder) or {"merged_from": ""}  # a baseline has a manifest, a merged model too
-            trained += own["numbers"] if base is not None or "merged_from" not in whole else 0
-            bases[f"adapter {name}"] = own["numbers"] if base is not None else 0
-        if self.how.reward_model:  # an adapter and a head
-            judge = Path(self.how.reward_model) / "model"
-            own, base = size_of(judge), pretrained.base_of(judge)
-            trained, disk = trained + own["numbers"], disk + own["bytes"]
-            bases["reward"] = own["numbers"]
-            if base is not None:
-                bases[base] = size_of(pretrained.resolve(base))["numbers"]
+            bases[pretrained.canonical(name) if base is None else f"adapter {name}"] = own["numbers"]
+            trained += own["numbers"] if base is not None or "merged_from" not in manifest else 0
+            disk += own["bytes"]
         return {"parameters": sum(bases.values()), "trained_parameters": trained, "disk_bytes": disk}
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides what it writes, as plain values."""
         given = {name: getattr(self.model_args, name) for name in MODEL_SETTINGS}
         folders, judge = [*map(_absolute, self.models)], self.how.reward_model and _absolute(self.how.reward_model)
-        weighed = [*map(Path, folders), *([Path(judge) / "model"] if judge else [])]
+        weighed = [*map(Path, folders), *([network_of(judge)] if judge else [])]
         return {
             **asdict(self.how),
             "models": folders,

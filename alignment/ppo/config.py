@@ -34,7 +34,9 @@ class PPOConfig(TrainerArguments, TrainingArguments):
         metadata={"help": "The policy reads prompts anew in each step and learns through them: exact, but slow."},
     )
     max_length: int | None = field(default=1024, metadata={"help": "Prompt and completion, in tokens, at most."})
-    max_new_tokens: int | None = field(default=None, metadata={"help": "Longest completion, in tokens; 128 if unset."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest completion, in tokens; by default that of --sft_model, or 128."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the rollouts."})
     generation_batch_size: int = field(default=16, metadata={"help": "Completions a device samples at a time."})
     vllm_url: str | None = field(
@@ -46,7 +48,7 @@ class PPOConfig(TrainerArguments, TrainingArguments):
         default=None, metadata={"help": "KL of a completion (nats) that the weight is adapted to; none: it is fixed."}
     )
     max_kl: float = field(
-        default=30.0, metadata={"help": "KL of a completion (nats): above a half kl_coef doubles, above it PPO stops."}
+        default=30.0, metadata={"help": "KL of a completion (nats): above half kl_coef doubles, above all PPO stops."}
     )
     gamma: float = field(default=1.0, metadata={"help": "Discount of later rewards, a token."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of the advantage estimates."})

@@ -1,8 +1,8 @@
 """Four roles on one frozen base: policy, reference, reward and value are LoRA adapters, two of them with a head.
 
-The policy and the value learn; the base, the reference and the reward never move. Prompts are read once an update (see
-prompts.py), and not in every epoch: by the policy as it is when it samples, and for the value by the adapter that it
-started from, which stays as it is. What learns from an update is how a completion goes on from there.
+The policy and the value learn; the base, the reference and the reward never move. Prompts are read once an update
+(see prompt_cache.py), and not in every epoch: by the policy as it is when it samples, and for the value by the adapter
+that it started from, which stays as it is. What learns from an update is how a completion goes on from there.
 
 Prior art: TRL #373; Hydra-RLHF (arXiv 2309.00754); LLaMA-Factory's `reward_model_type: lora`. The value begins as the
 reward model (LLaMA-Factory #1563), scaled to foresee the first scores.

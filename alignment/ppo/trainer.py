@@ -33,7 +33,6 @@ from alignment.ppo.guards import PolicyRests, RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import POLICY, Roles
 from alignment.ppo.rollout import (
-    Repeatable,
     Scorer,
     concatenated,
     encode_prompts,
@@ -109,7 +108,7 @@ class PPOTrainer(ResumableTrainer):
         args.remove_unused_columns, args.ignore_data_skip = False, True
         super().__init__(
             model=roles, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer,
-            data_collator=lambda rows: rows, callbacks=callbacks,
+            callbacks=callbacks,
         )  # fmt: skip
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError(
@@ -132,7 +131,7 @@ class PPOTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Micro-batches of one rollout after another."""
-        return Repeatable(self.batches)
+        return self.batches()
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """The micro-batches that are still to come, each rollout made when the one before is used up."""
@@ -319,9 +318,6 @@ class PPOTrainer(ResumableTrainer):
         updates = self.state.global_step / self.steps_per_update
         self.state.epoch = updates * self.args.rollout_batch_size / self.args.num_generations / len(self.prompt_ids)
         super().log(logs, start_time)
-
-    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Counted by rollouts."""
 
     # Evaluation
 

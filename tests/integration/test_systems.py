@@ -164,6 +164,20 @@ def test_the_sizes_are_those_of_base_and_adapters(score, trained, tiny_model):
     assert result["disk_bytes"] == sum(one["bytes"] for one in own)
 
 
+def test_the_base_of_a_reward_model_is_counted_at_the_revision_that_it_was_trained_on(
+    trained, reward_model, tiny_model, tmp_path, monkeypatch
+):
+    judge = shutil.copytree(reward_model, tmp_path / "judge")
+    manifest = json.loads((judge / "model" / "manifest.json").read_text("utf-8"))
+    manifest["settings"]["model_revision"] = "v2"
+    (judge / "model" / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    asked = []
+    monkeypatch.setattr("reward.system.size_of", lambda *args: asked.append(args) or size_of(*args))
+    how = SystemArguments(combine="best_of_n", reward_model=str(judge), samples=1)
+    System((str(trained[0]),), how, Decoding(), ModelArguments(), PromptArguments()).size()
+    assert [revision for folder, revision in asked if folder == str(tiny_model)] == ["main", "v2"]
+
+
 def test_the_size_of_a_base_on_the_hub_is_that_of_its_cached_weights(tiny_model, tmp_path, monkeypatch):
     cache = tmp_path / "models--owner--name"
     shutil.copytree(tiny_model, cache / "snapshots" / "abc")

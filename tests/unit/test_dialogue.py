@@ -218,11 +218,6 @@ def test_random_spreads_over_all_five():
     assert min(counts) > 150  # of 200 expected, with a standard deviation of 13
 
 
-def test_unknown_choice_of_instructions():
-    with pytest.raises(InputError, match=r"--phase2_instructions some: expected all or random"):
-        instructions_for(record(), 2, "some")
-
-
 # --- shortening -------------------------------------------------------------------------------------------------------
 
 

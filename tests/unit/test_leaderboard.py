@@ -205,11 +205,6 @@ def test_the_same_run_twice_is_refused(run):
         read_runs([folder, folder / ".." / "dev"])
 
 
-def test_no_run_is_refused():
-    with pytest.raises(InputError, match="no run to compare"):
-        read_runs([])
-
-
 # --- figures
 
 

@@ -43,6 +43,11 @@ def test_names_with_brackets_are_shown_whole(capsys: pytest.CaptureFixture[str])
     assert "Summarising with exp[seed=42]: 1/1" in shown.err
 
 
+def test_what_is_not_known_is_left_empty(capsys: pytest.CaptureFixture[str]):
+    show_table("Systems", ["name", "mean", "seconds"], [{"name": "KoBART", "mean": 40.014, "seconds": None}])
+    assert capsys.readouterr().out.splitlines()[-2].split() == ["│", "KoBART", "│", "40.01", "│", "│"]
+
+
 def test_a_text_has_room_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     show_table("Labels", ["text", "failed"], [{"text": "둘은 내일 역에서 만난다. " * 5, "failed": "unseen_numbers"}])

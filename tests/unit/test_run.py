@@ -112,11 +112,11 @@ def test_the_manifest_of_another_program_does_not_make_a_folder_ours(tmp_path: P
 
 def test_what_is_overwritten_is_kept_until_a_new_run_is_finished(tmp_path: Path):
     folder = tmp_path / "run"
-    start(folder).finish(which="first")
+    start(folder, epochs=1).finish()
     start(folder, overwrite=True, epochs=2)
     write_checkpoint(folder, 4, after_seconds=1)  # killed, and begun again with other settings
     start(folder, overwrite=True, epochs=3)
-    assert start(folder).manifest["which"] == "first"  # that had come to nothing
-    start(folder, overwrite=True, epochs=3).finish(which="last")
+    assert start(folder, epochs=1).finished  # that had come to nothing
+    start(folder, overwrite=True, epochs=3).finish()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert start(folder, epochs=3).manifest["which"] == "last"
+    assert start(folder, epochs=3).finished

@@ -7,7 +7,7 @@ import pytest
 from alignment.arguments import DataArguments
 from alignment.errors import InputError
 from alignment.records import Record
-from alignment.splits import hold_out, load_all_train, load_train_and_eval
+from alignment.splits import hold_out, load_all_train, load_train_and_eval, tell_of_references
 
 HELLO = "#Person1#: 안녕하세요.\n#Person2#: 네, 반가워요."
 
@@ -130,11 +130,13 @@ def test_that_the_first_of_several_references_is_trained_on_is_said_once(write, 
     ]
     path, held = str(write(rows, "train.jsonl")), str(write([row("b", summary="인사한다.")], "dev.jsonl"))
     (train, _), _ = load_train_and_eval(DataArguments(dataset_path=path, eval_dataset_path=held if own_file else None))
+    tell_of_references(train)
     several = sum(len(record.references) > 1 for record in train)
     telling = f"{several} of {len(train)} dialogues have several references: fine-tuning learns the first."
     assert several
     assert capsys.readouterr().err.count(telling) == 1
-    load_train_and_eval(DataArguments(dataset_path=str(write(rows[::2], "train.jsonl"))))
+    (train, _), _ = load_train_and_eval(DataArguments(dataset_path=str(write(rows[::2], "train.jsonl"))))
+    tell_of_references(train)
     assert "several references" not in capsys.readouterr().err
 
 

@@ -264,6 +264,7 @@ def test_a_folder_in_its_place_is_refused(open_study, tmp_path):
 def test_a_damaged_study_that_is_moved_away_begins_anew(open_study, tmp_path):
     for name in ("best.yaml", "trials.csv", "shortened-chat.json"):
         (tmp_path / name).touch()
+    (tmp_path / "best").mkdir()  # what best.yaml trains
     assert open_study().finished() == []
 
 

@@ -19,18 +19,11 @@ def test_submission_round_trip_in_order(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["submission.csv"]
 
 
-@pytest.mark.parametrize(
-    ("ids", "summaries", "fault"),
-    [
-        (["a", "b"], ["x"], "2 ids but 1 summaries"),
-        (["a", "b"], ["x", " \n"], "1 empty summaries, the first for 'b'"),
-    ],
-)
-def test_a_faulty_submission_leaves_the_old_file_alone(tmp_path, ids, summaries, fault):
+def test_a_submission_with_an_empty_summary_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "submission.csv"
     write_submission(["a"], ["old"], path)
-    with pytest.raises(InputError, match=fault):
-        write_submission(ids, summaries, path)
+    with pytest.raises(InputError, match="1 empty summaries, the first for 'b'"):
+        write_submission(["a", "b"], ["x", " \n"], path)
     assert read_predictions(path) == {"a": "old"}
 
 
