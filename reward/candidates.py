@@ -81,7 +81,7 @@ def repeated_sentence(record: Record, reference: str, rng: random.Random) -> str
     return " ".join([*parts[: index + 1], *parts[index:]])
 
 
-def copied_turns(record: Record, reference: str, rng: random.Random) -> str:
+def turns_in_a_row(record: Record, reference: str, rng: random.Random) -> str:
     """Turns in a row, word for word: those that together are nearest to the reference in length."""
     turns = record.dialogue.splitlines()
     before = [0, *accumulate(len(turn) + 1 for turn in turns)]  # characters, with a blank after each turn
@@ -95,7 +95,7 @@ CORRUPTIONS: dict[str, Callable[[Record, str, random.Random], str | None]] = {
     "number_change": changed_number,
     "cut": cut_short,
     "repetition": repeated_sentence,
-    "copy": copied_turns,
+    "copy": turns_in_a_row,
 }
 
 

@@ -37,8 +37,11 @@ CHUNKS = 4
 Batch = dict[str, Tensor]
 
 
-def network_of(folder: str | Path) -> Path:
+def network_of(folder: str | Path, cure: str = "") -> Path:
     """The folder of the model inside what recipes/reward.py left.
+
+    Args:
+        cure: What the message ends with.
 
     Raises:
         InputError: There is none.
@@ -46,7 +49,7 @@ def network_of(folder: str | Path) -> Path:
     if not (facts := Path(folder) / "model" / FACTS).is_file():
         raise InputError(
             f"--reward_model {folder}: no model/{FACTS} in it. Expected the output folder of a finished "
-            "recipes/reward.py."
+            f"recipes/reward.py{cure}."
         )
     return facts.parent
 

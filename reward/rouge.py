@@ -54,7 +54,7 @@ class RougeResult:
 
 
 def usual_profiles(dialogues: list[str]) -> list[str]:
-    """The profiles for the language of most of these texts, the last of which chooses among models."""
+    """The profiles for the language of most of these texts; labels and rewards go by the last unless told."""
     korean = [language(text) == "ko" for text in dialogues]
     return ["aistages", "strict"] if 2 * sum(korean) >= len(korean) else ["english"]
 

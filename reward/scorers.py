@@ -120,7 +120,7 @@ def check_reward_model(folder: Path, base: str, allow_unfit: bool, separate: boo
     Raises:
         InputError: There is none, it is for another base, or its report calls it unfit, or is missing.
     """
-    model = network_of(folder)
+    model = network_of(folder, cure="; or leave reward_model out of --scorers")
     made_for = pretrained.base_of(model)
     if made_for != pretrained.canonical(base) and not separate:
         raise InputError(

@@ -48,7 +48,7 @@ class PPOConfig(TrainerArguments, TrainingArguments):
         default=None, metadata={"help": "KL of a completion (nats) that the weight is adapted to; none: it is fixed."}
     )
     max_kl: float = field(
-        default=30.0, metadata={"help": "KL of a completion (nats): above half kl_coef doubles, above all PPO stops."}
+        default=30.0, metadata={"help": "KL of a completion (nats) where PPO stops; above half of it kl_coef doubles."}
     )
     gamma: float = field(default=1.0, metadata={"help": "Discount of later rewards, a token."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of the advantage estimates."})

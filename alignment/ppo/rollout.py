@@ -6,7 +6,7 @@ between. (See vllm.py for the other way to sample.)
 """
 
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,19 @@ from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
 # Called by keyword with `prompts` (as the data set has them), `completions` (texts), and the data set's other columns;
 # one number for each completion.
 Scorer = Callable[..., list[float]]
+
+
+class Repeatable:
+    """What a function iterates over, anew each time; without a length, so that a trainer's `max_steps` rules.
+
+    The trainer's callbacks keep it after training: a generator in its place would keep the last rollout.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
 
 
 def row_at(place: int, rows: int, seed: int) -> int:

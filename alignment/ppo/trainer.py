@@ -33,6 +33,7 @@ from alignment.ppo.guards import PolicyRests, RewardHacking
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import POLICY, Roles
 from alignment.ppo.rollout import (
+    Repeatable,
     Scorer,
     concatenated,
     encode_prompts,
@@ -131,7 +132,7 @@ class PPOTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Micro-batches of one rollout after another."""
-        return self.batches()
+        return Repeatable(self.batches)
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """The micro-batches that are still to come, each rollout made when the one before is used up."""
@@ -318,6 +319,9 @@ class PPOTrainer(ResumableTrainer):
         updates = self.state.global_step / self.steps_per_update
         self.state.epoch = updates * self.args.rollout_batch_size / self.args.num_generations / len(self.prompt_ids)
         super().log(logs, start_time)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Counted by rollouts."""
 
     # Evaluation
 

@@ -264,7 +264,7 @@ def test_rouge_and_quality_as_scorers(dialogues: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reward_model": "nowhere"}, r"--reward_model nowhere: no model/reward\.json in it"),
+        ({"reward_model": "nowhere"}, r"no model/reward\.json in it.*; or leave reward_model out of --scorers"),
         ({"sft_model": "nowhere"}, "--sft_model nowhere: no adapter"),
         ({"scorers": ["nonsense"]}, "--scorers nonsense: expected reward_model, rouge, quality, or module:function"),
         ({"scorers": ["no_such_module:f"]}, "--scorers no_such_module:f: No module named"),

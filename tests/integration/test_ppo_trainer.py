@@ -1,5 +1,6 @@
 """PPOTrainer as a notebook uses it, on a model of two layers and a vocabulary of 16 letters."""
 
+import gc
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from alignment.launch import silence_libraries
 from alignment.ppo import PPOConfig, PPOTrainer, Roles
 from alignment.ppo import rollout as rollouts
 from alignment.ppo.guards import reward_hacking
+from alignment.ppo.prompt_cache import PromptCache
 from alignment.ppo.roles import POLICY, REFERENCE
 from alignment.run import last_checkpoint, step_of
 
@@ -90,6 +92,14 @@ def trainer(folder: Path, scorer: Any = share_of_a, prompts: Any = None, **setti
 
 def scores(one: PPOTrainer) -> list[float]:
     return [line["score"] for line in one.state.log_history if "score" in line]
+
+
+def test_the_last_rollout_goes_when_training_is_over(tmp_path: Path):
+    one = trainer(tmp_path)
+    one.train()
+    gc.collect()
+    assert one.state.global_step == 8
+    assert not [kept for kept in gc.get_objects() if isinstance(kept, PromptCache) and kept.layers]
 
 
 # It learns

@@ -106,6 +106,18 @@ def test_a_held_out_summary_is_shown_before_training_and_at_each_evaluation(
     assert shown(resume_from_checkpoint=True) == whole[2:]
 
 
+def test_that_the_first_of_several_references_is_trained_on_is_said_once(
+    sft_flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    talks = [
+        {"fname": i, "dialogue": f"Ann: {i}?\nBob: No.", "summary1": "Ann asks.", "summary2": "No."} for i in "abcd"
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, talks)), "utf-8")
+    train(sft_flags(phases="1,2", dataset_path=path, **SHORT))
+    assert capsys.readouterr().err.count("3 of 3 dialogues have several references: fine-tuning learns the first.") == 1
+
+
 def test_a_folder_in_which_another_process_trains_is_refused(sft_flags_for: Flags, tmp_path: Path):
     flags = sft_flags_for(tmp_path / "out", **LONG)
     process, said = start("sft", flags)

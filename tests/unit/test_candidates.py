@@ -22,7 +22,6 @@ from alignment.summarizer import Summarizer
 from reward.candidates import (
     Candidate,
     changed_number,
-    copied_turns,
     corruptions,
     cut_short,
     read_candidates,
@@ -30,6 +29,7 @@ from reward.candidates import (
     repeated_sentence,
     samples,
     swapped_speakers,
+    turns_in_a_row,
     without_model,
 )
 from reward.numerals import numbers
@@ -143,9 +143,9 @@ def test_every_corruption_of_the_shipped_references_is_seen_by_the_signal_that_i
     ("length", "copied"),
     [(1, "A: 네."), (7, "B: 몇 시?"), (15, "A: 네. B: 어디서요?"), (99, "B: 몇 시? A: 네. B: 어디서요?")],
 )
-def test_turns_in_a_row_are_copied_up_to_the_references_length(length, copied):
+def test_turns_in_a_row_are_taken_up_to_the_references_length(length, copied):
     talk = Record("1", "B: 몇 시?\nA: 네.\nB: 어디서요?", ("가" * length,))
-    assert copied_turns(talk, talk.references[0], random.Random(0)) == copied
+    assert turns_in_a_row(talk, talk.references[0], random.Random(0)) == copied
 
 
 def test_a_title_is_no_sentence_to_repeat():
