@@ -119,11 +119,40 @@ def loss_in_head(head: nn.Linear, labels: Tensor, by_row: bool = False) -> Itera
         head.forward = original  # type: ignore[method-assign]
 
 
+class _Room:
+    """Memory for a chunk's logits in the type of the hidden states (N x H), and for two such in float32."""
+
+    def __init__(self, hidden: Tensor, vocabulary: int) -> None:
+        size = min(len(hidden), CHUNK_TOKENS), vocabulary
+        self._narrow = hidden.new_empty(size if hidden.dtype != torch.float32 else 0)
+        self._wide = hidden.new_empty(size if hidden.dtype != torch.float32 else 0, dtype=torch.float32)
+        self._masses: Tensor | None = None
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Logits in float32 (n x V), which are there until the next are asked for."""
+        if hidden.dtype == torch.float32:
+            return logits_of(hidden, weight, bias)
+        own = torch.mm(hidden, weight.T, out=self._narrow[: len(hidden)])
+        own = own if bias is None else own.add_(bias)
+        return self._wide[: len(hidden)].copy_(own)
+
+    def exp(self, logits: Tensor) -> Tensor:
+        """The exponentials of these logits, which lie in memory as they do."""
+        if self._masses is None or self._masses.shape != logits.shape:
+            self._masses = torch.empty_like(logits)
+        return torch.exp(logits, out=self._masses)
+
+    def narrow(self, values: Tensor) -> Tensor:
+        """These float32 values (n x V) in the type of the hidden states."""
+        return self._narrow[: len(values)].copy_(values) if self._narrow.numel() else values
+
+
 class TokenLogProbs(torch.autograd.Function):
     """Log-probability of each target under a frozen linear head, and the entropy there, a chunk of tokens at a time.
 
     As each depends on its own hidden state alone, the gradient is made while the logits are there, and only scaled in
-    the backward pass: 0.6 of the time of making the logits again.
+    the backward pass: 0.6 of the time of making the logits again. Every chunk lies where the one before did: on a CPU
+    fresh memory takes longer than what is computed in it, and without it this has about 0.6 of the time in bfloat16.
     """
 
     @staticmethod
@@ -138,17 +167,22 @@ class TokenLogProbs(torch.autograd.Function):
         log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(log_probs)
         ctx.grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        room = _Room(hidden, len(weight))
         for start in range(0, len(hidden), CHUNK_TOKENS):
             rows = slice(start, start + CHUNK_TOKENS)
-            of_all = logits_of(hidden[rows], weight, bias).float().div_(temperature)
-            of_all -= of_all.logsumexp(dim=-1, keepdim=True)
+            logits = room.logits(hidden[rows], weight, bias)
+            logits -= logits.amax(dim=-1, keepdim=True)
+            logits /= temperature
             index = targets[rows].unsqueeze(1)
-            log_probs[rows] = of_all.gather(1, index).squeeze(1)
-            probs = of_all.exp()
-            entropy[rows] = -torch.linalg.vecdot(probs, of_all)
+            chosen = logits.gather(1, index)
+            masses = room.exp(logits)
+            total = masses.sum(dim=-1, keepdim=True)
+            log_total = total.log()
+            log_probs[rows] = (chosen - log_total).squeeze(1)
+            entropy[rows] = (log_total - logits.mul_(masses).sum(dim=-1, keepdim=True) / total).squeeze(1)
             if ctx.grad is not None:
-                probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
-                ctx.grad[rows] = probs.to(hidden.dtype) @ weight.to(hidden.dtype) / -temperature
+                logits_grad = masses.div_(total).scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
+                ctx.grad[rows] = room.narrow(logits_grad) @ weight / -temperature
         ctx.mark_non_differentiable(entropy)
         return log_probs, entropy
 
