@@ -501,7 +501,7 @@ def test_what_stands_beside_a_grid_is_left_out_where_it_has_no_effect():
         ("beams=1,4", r"--grid beams=1,4: expected such as num_beams=1,4, of .*length_penalty"),
         ("num_beams=one", r"--grid num_beams=one: expected ints with commas between"),
         ("num_beams", r"--grid num_beams: expected ints with commas between"),
-        ("batch_size=1,2", r"--grid batch_size=1,2: expected such as num_beams=1,4, of .*no_repeat_ngram_size\.$"),
+        ("batch_size=1,2", r"--grid batch_size=1,2: expected such as num_beams=1,4, of .*max_new_tokens_ratio\.$"),
         ("num_beams=0,1", r"--num_beams 0: expected 1 or more"),
     ],
 )
