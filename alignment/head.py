@@ -152,7 +152,8 @@ class TokenLogProbs(torch.autograd.Function):
 
     As each depends on its own hidden state alone, the gradient is made while the logits are there, and only scaled in
     the backward pass: 0.6 of the time of making the logits again. Every chunk lies where the one before did: on a CPU
-    fresh memory takes longer than what is computed in it, and without it this has 0.54 of the time in bfloat16, and 0.65 with gradients.
+    fresh memory takes longer than what is computed in it. Without it this has 0.54 of the time in bfloat16, 0.65 with
+    gradients.
     """
 
     @staticmethod
