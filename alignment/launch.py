@@ -1,5 +1,6 @@
 """How a recipe is run: its errors in one message, the cores shared, the launcher's settings held to ours."""
 
+import gc
 import os
 import re
 import shutil
@@ -76,6 +77,7 @@ def launch(main: Callable[[], None], shards: bool = True) -> None:
         release()
         console.show_cursor()  # which a live table or bar hides, and leaves hidden where an error ends it
     if together and torch.distributed.is_initialized():
+        gc.collect()  # trainers hold process groups, whose threads may abort the interpreter as it ends
         torch.distributed.destroy_process_group()
     if code:
         sys.exit(code)
