@@ -215,7 +215,7 @@ def test_the_profile_switch_changes_the_figures(table, board):
     assert [float(mean) for mean in profiles["before"]] == pytest.approx(means["aistages"], abs=0.006)
     assert [float(mean) for mean in profiles["after"]] == pytest.approx(means["nikl"], abs=0.006)
     assert len(profiles["lengths"]) == 3 * 4
-    assert profiles["made"].startswith("Profile nikl, tokens by python-mecab-ko")
+    assert profiles["made"].startswith("Profile nikl, tokens by mecab-ko")
 
 
 PAIRS = """

@@ -78,6 +78,12 @@ def test_aistages_equals_rouge_1_0_1_on_mecab_morphemes():
         assert percent(prediction, reference, "aistages") == pytest.approx(expected, abs=1e-9), (prediction, reference)
 
 
+def test_the_morphemes_are_those_of_the_boards_dictionary():
+    """The other dictionary that is installed has 손 and 님, and 가셔서."""
+    found = MORPHEMES("감사합니다, 손님.\n4층으로 가셔서 기다리세요.")
+    assert found == ["감사", "합니다", ",", "손님", ".", "4", "층", "으로", "가", "셔서", "기다리", "세요", "."]
+
+
 def test_aistages_takes_the_same_one_of_several_longest_subsequences():
     """Few words and many repeats make many ties; which one is walked back to decides the set of words."""
     score, rng = metric._as_rouge_1_0_1(str.split), random.Random(0)
@@ -165,8 +171,8 @@ def test_a_speaker_swap_is_punished_by_strict_more_than_by_aistages_but_hardly()
 @pytest.mark.parametrize(
     ("profile", "tokenizer"),
     [
-        ("aistages", r"python-mecab-ko [\d.]+ \(mecab-ko-dic [\w.]+\)"),
-        ("nikl", r"python-mecab-ko [\d.]+ \(mecab-ko-dic [\w.]+\)"),
+        ("aistages", r"mecab-ko [\d.]+ \(python-mecab-ko-dic [\w.]+\)"),
+        ("nikl", r"mecab-ko [\d.]+ \(python-mecab-ko-dic [\w.]+\)"),
         ("strict", r"kiwipiepy [\d.]+ \(kiwipiepy_model [\d.]+\)"),
         ("english", r"rouge-score [\d.]+ \(nltk [\d.]+ Porter stemmer\)"),
     ],
