@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import is_deepspeed_zero3_enabled, sdpa_attention
 
 from alignment.arguments import ModelArguments
 from alignment.errors import InputError
@@ -41,6 +41,29 @@ from alignment.weights import native_dtype
 
 # What a model is loaded with as it was trained, unless the user says otherwise.
 QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
+
+
+REPEAT_KV = sdpa_attention.repeat_kv
+
+
+def repeat_kv(states: torch.Tensor, times: int) -> torch.Tensor:
+    """Keys or values, repeated for each query head that sees them: of one head it is no view any more on a GPU.
+
+    torch 2.13 has the last query of such a view read the first row of the mask, where the queries are 1, 33, 65, ...
+    and no gradient is asked for (pytorch/pytorch#191937, mended in later ones).
+    """
+    repeated = REPEAT_KV(states, times)
+    return repeated if repeated.device.type == "cpu" else repeated.contiguous()
+
+
+def avoid_faulty_attention() -> None:
+    """Keeps the models from what is known to be wrong with the attention of torch 2.13 on GPUs.
+
+    cuDNN's, which H100, H200 and newer ones would use, has NaN gradients with a mask at lengths of 64, 192, 320, ...
+    (pytorch/pytorch#196678, huggingface/trl#7181), which `pad_to_multiple_of` makes common.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    sdpa_attention.repeat_kv = repeat_kv
 
 
 def quantization(config: ModelArguments, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -68,6 +91,7 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
     Raises:
         InputError: No such model, an adapter instead of one, or weights that are not all there.
     """
+    avoid_faulty_attention()
     dtype = getattr(torch, config.dtype) if config.dtype else native_dtype()
     name = resolve(config.model_name_or_path)
     decoder_class = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
@@ -167,6 +191,8 @@ def add_adapter(base: PreTrainedModel, folder: str | Path, trainable: bool = Fal
                     getattr(layer, name).float()
             set_peft_model_state_dict(model, weights)
         return model
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         reason = textwrap.shorten(str(error).strip().splitlines()[-1], 300, placeholder=" ...")
         raise InputError(
