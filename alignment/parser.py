@@ -65,7 +65,11 @@ class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         # "argument --lora_r/--lora-r: invalid int value: '5.5'" -> "--lora_r '5.5': expected int."
         message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
-        raise InputError(re.sub(r": invalid (\w+) value: (.*)", r" \2: expected \1.", message))
+        message = re.sub(r": invalid (\w+) value: (.*)", r" \2: expected \1.", message)
+        if found := re.fullmatch(r"(.*): invalid choice: (.*) \(choose from (.*)\)", message):
+            choices = found[3].replace("'", "")  # which only some Pythons quote
+            message = f"{found[1]} {found[2]}: expected one of {choices}."
+        raise InputError(message)
 
     def check(self, key: str, value: Any, place: str) -> None:
         """Holds that a YAML's key is known, and its value not of a kind that the command line could not tell."""
