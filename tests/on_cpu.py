@@ -19,6 +19,7 @@ from alignment.training import uses
 
 ON_GPUS = DistributedType.MULTI_GPU if uses("FSDP") else DistributedType.NO  # which DeepSpeed replaces
 torch.accelerator.is_available = lambda: True
+torch.accelerator.current_accelerator = lambda check_available=False: None  # or a torch with CUDA would ask for its own
 PartialState._prepare_backend = lambda *_: ("gloo", ON_GPUS)
 PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 prepare = Trainer._prepare_for_training

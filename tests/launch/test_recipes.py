@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from recipe_runs import curve, manifest, start
+from recipe_runs import WITHOUT_GPU, curve, manifest, start
 from safetensors.torch import load_file
 from vllm_server import Server
 
@@ -35,18 +35,19 @@ EXPECTED = {  # distributed type, processes, machines
 }
 
 
-def execute(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+def execute(command: list[str], text: str = "", on_gpu: bool = False) -> subprocess.CompletedProcess[str]:
     # PASSIVE: on a busy machine, threads that wait for each other by spinning take up to a hundred times as long.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | ({} if on_gpu else WITHOUT_GPU)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, input=text)
 
 
 def launch(
-    config: str, flags: list[str], script: str = "recipes/sft.py", text: str = "", port: int = 0, of_machine: str = ""
-) -> subprocess.CompletedProcess[str]:
+    config: str, flags: list[str], script: str = "recipes/sft.py", text: str = "", port: int = 0, of_machine: str = "",
+    on_gpu: bool = False,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", str(port)]
     launcher += ["--config_file", str(CONFIGS / f"{config}.yaml"), *of_machine.split()]
-    return execute([*launcher, script, *flags], text)
+    return execute([*launcher, script, *flags], text, on_gpu)
 
 
 def alone(recipe: str, flags: list[str]) -> str:
@@ -412,23 +413,44 @@ def test_fsdp_saves_what_can_be_loaded_again():
 # --- a GPU ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def stand_in_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that a torch without CUDA preloads to find a GPU."""
+@pytest.fixture
+def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs recipes, each with its flags, on the machine's GPU; where it has none, on one that a library plays.
+
+    Returns the GPU's name.
+    """
+    if torch.cuda.is_available():
+
+        def on_real(*runs: list[str]) -> str:
+            for script, *flags in runs:
+                result = launch("single_gpu", flags, script, on_gpu=True)
+                assert result.returncode == 0, result.stderr
+            return torch.cuda.get_device_name()
+
+        return on_real
     compiler = shutil.which("g++")
     if not compiler or torch.version.cuda or sys.platform != "linux":
-        pytest.skip("needs g++ on Linux, and a torch without CUDA")
-    library, home = tmp_path_factory.mktemp("gpu") / "stand_in_gpu.so", Path(torch.__file__).parent
+        pytest.skip("needs a GPU, or g++ on Linux and a torch without CUDA")
+    library, home = tmp_path / "stand_in_gpu.so", Path(torch.__file__).parent
     command = [compiler, "-std=c++20", "-fPIC", "-shared", "tests/stand_in_gpu.cpp", "-o", str(library)]
     command += [f"-I{home / folder}" for folder in ("include", "include/torch/csrc/api/include")]
     built = execute([*command, f"-L{home / 'lib'}", f"-Wl,-rpath,{home / 'lib'}", "-lc10", "-ltorch_cpu"])
     assert built.returncode == 0, built.stderr
-    return library
+
+    def on_stand_in(*runs: list[str]) -> str:
+        _, *words = (word for recipe in runs for word in ("then", *recipe))
+        with monkeypatch.context() as patched:
+            patched.setenv("LD_PRELOAD", str(library))
+            result = launch("single_gpu", words, "tests/on_stand_in_gpu.py", on_gpu=True)
+        assert result.returncode == 0, result.stderr
+        return "stand-in"
+
+    return on_stand_in
 
 
 def test_what_is_on_a_gpu_stays_there_and_learns_the_same(
-    stand_in_gpu: Path, launched: dict[int, Path], sft_flags_for: Flags, tiny_model: Path, dialogues: Path,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    on_gpu: Callable[..., str], launched: dict[int, Path], sft_flags_for: Flags, tiny_model: Path, dialogues: Path,
+    tmp_path: Path,
 ):  # fmt: skip
     trained = tmp_path / "gpu" / "phase1"
 
@@ -445,12 +467,8 @@ def test_what_is_on_a_gpu_stays_there_and_learns_the_same(
         tmp_path / "gpu", use_cpu=False, phases=1, lora_dropout=0, gradient_accumulation_steps=2,
         per_device_eval_batch_size=3, rouge_eval_rows=1, load_best_model_at_end=False,
     )  # fmt: skip
-    both = ["recipes/sft.py", *sft_flags, "then", "recipes/ppo.py", *ppo_flags("gpu")]
-    with monkeypatch.context() as patched:
-        patched.setenv("LD_PRELOAD", str(stand_in_gpu))
-        result = launch("single_gpu", both, "tests/on_stand_in_gpu.py")
-    assert result.returncode == 0, result.stderr
-    assert manifest(trained)["machine"]["gpus"] == ["stand-in"]
+    gpu = on_gpu(["recipes/sft.py", *sft_flags], ["recipes/ppo.py", *ppo_flags("gpu")])
+    assert gpu in manifest(trained)["machine"]["gpus"]
     assert curve(trained, "loss") == pytest.approx(curve(launched[1] / "phase1", "loss"), rel=1e-4)
     alone("ppo", ppo_flags("cpu"))
     for name in ("loss", "kl", "eval_rouge"):
