@@ -58,6 +58,8 @@ def load_average(
         for name, folder in zip(names[1:], folders[1:], strict=True):
             model.load_adapter(folder, adapter_name=name, torch_device="cpu")
         model.add_weighted_adapter(names, weights, "average", combination_type="cat")
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{folder}: this adapter does not fit beside {folders[0]}: {error}") from error
     model.set_adapter("average")

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +87,23 @@ class ResumableTrainer(Trainer):
             Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with self._adapters_keep_their_type():
+        with self._adapters_stay_as_they_are():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        with self._adapters_keep_their_type():
+        with self._adapters_stay_as_they_are():
             super()._load_best_model()
 
     @contextmanager
-    def _adapters_keep_their_type(self) -> Iterator[None]:
-        """PEFT 0.21 loads 16-bit adapters as float32 for the trainer, and a resumed run would be another one."""
+    def _adapters_stay_as_they_are(self) -> Iterator[None]:
+        """PEFT 0.21 loads adapters for the trainer as float32, and in every process by way of the first GPU.
+
+        A run of 16-bit adapters that was resumed would be another one.
+        """
         types = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        self.model.load_adapter = partial(self.model.load_adapter, torch_device="cpu")
         yield
+        del self.model.load_adapter
         for name, parameter in self.model.named_parameters():
             parameter.data = parameter.data.to(types[name])
 

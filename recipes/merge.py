@@ -90,6 +90,9 @@ def main(argv: list[str] | None = None) -> None:
 def log_probs(model: PeftModel, examples: list[dict[str, list[int]]]) -> torch.Tensor:
     """The log-probability of each token of the references, end tokens included."""
     model.eval()
+    if torch.cuda.is_available() and not models.is_quantised(model):
+        free, _ = torch.cuda.mem_get_info()
+        model.to("cuda" if model.get_memory_footprint() < 0.9 * free else "cpu")
     return torch.cat([supervised_log_probs(model, example) for example in examples])
 
 

@@ -85,6 +85,8 @@ class Roles(nn.Module):
                 model.load_adapter(
                     str(reward.folder), REWARD, torch_device="cpu", is_trainable=False, autocast_adapter_dtype=False
                 )
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, ValueError) as error:
                 reason = f"{self.name_or_path}: {str(error).strip().splitlines()[-1]:.300}"
                 raise InputError(f"{reward.folder}: this adapter does not fit {reason}") from error
