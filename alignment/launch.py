@@ -12,6 +12,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 from huggingface_hub.utils import enable_progress_bars
+from joblib import cpu_count
 from transformers.utils import logging as transformers_logging
 
 from alignment.errors import InputError
@@ -112,13 +113,14 @@ def _refuse_old_gpu() -> None:
 def _use_all_cores() -> None:
     """Shares the cores among this machine's processes: `accelerate launch` gives each one thread only.
 
+    They are those that the process may run on, or fewer where its container has a quota.
+
     A number of threads that the user names in OMP_NUM_THREADS holds, and is told to torch too: left alone, two threads
     in MKL's products wait for each other so long that a tiny model trains at a hundredth of the speed.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     named = int(re.sub(r"\D.*", "", os.environ.get("OMP_NUM_THREADS", "")) or 0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    shared = max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if launched:  # the launcher names 1 by itself, or with use_cpu all cores of a machine that we may not have
         named = min(named, shared) if named > 1 else 0
     torch.set_num_threads(named or shared)

@@ -212,7 +212,7 @@ def test_an_encoder_decoder_that_was_not_trained_here_reads_the_bare_dialogue(ti
     summarizer = Summarizer.load(str(tiny_seq2seq("t5")))
     assert (summarizer.form, summarizer.max_length) == ("dialogue", None)
     summarizer.max_new_tokens = 8
-    prompt = torch.tensor([summarizer.tokenizer(TALK).input_ids])
+    prompt = torch.tensor([summarizer.tokenizer(TALK).input_ids], device=summarizer.model.device)
     ids = summarizer.model.generate(prompt, max_new_tokens=8, min_new_tokens=1)
     expected = summarizer.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
     assert summarizer.summarize([TALK]) == [expected]

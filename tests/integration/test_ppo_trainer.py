@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from recipe_runs import forked
+from recipe_runs import LIMIT_SECONDS, forked
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
@@ -759,7 +759,7 @@ def _find(name: str) -> Any:
 
 def in_its_own_process(folder: Path, moment: str | None) -> int:
     process = forked(run_and_die, str(folder), moment)
-    process.join(120)
+    process.join(LIMIT_SECONDS)
     return process.exitcode
 
 

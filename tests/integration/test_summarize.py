@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignment import outputs
+from alignment.arguments import ModelArguments
 from alignment.errors import InputError
 from alignment.formats import partial_of
 from alignment.journal import Journal
@@ -43,7 +44,7 @@ FORMATS = {
 @pytest.fixture(scope="module")
 def summaries(tiny_model) -> dict[str, str]:
     """The summary of each dialogue, made alone."""
-    summarizer = Summarizer.load(str(tiny_model))
+    summarizer = Summarizer.load(str(tiny_model), ModelArguments(dtype="float32"))
     summarizer.max_new_tokens = 8
     return {text: " ".join(summarizer.summarize([text])[0].split("\n")) for text in (FIRST, SECOND)}
 

@@ -479,7 +479,7 @@ def test_a_base_that_is_stored_quantised_keeps_its_adapter_apart(tiny_model, tmp
     made = models.load_for_training(arguments(tmp_path / "base"))
     made.save_pretrained(tmp_path / "adapter")
     model, _ = models.load_for_use(str(tmp_path / "adapter"), arguments(tmp_path / "base"))
-    ids = torch.arange(2, 34)[None]
+    ids = torch.arange(2, 34, device=model.device)[None]
     with torch.no_grad():  # in use, where bitsandbytes computes in bfloat16 on a CPU that can
         torch.testing.assert_close(model(ids).logits, base.eval()(ids).logits)  # the adapter is untrained
     assert any("lora_A" in name for name, _ in model.named_modules())

@@ -1,6 +1,7 @@
 """alignment/training.py: what training does to its process."""
 
 import ctypes
+import resource
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from alignment.training import ResumableTrainer, return_freed_memory
 
 
 def resident_mib() -> float:
-    return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * 4096 / 2**20
+    return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * resource.getpagesize() / 2**20
 
 
 def kept_mib(how: str) -> float:
