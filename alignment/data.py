@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import InputError
-from alignment.formats import EXTENSIONS, file_rows, listed, write_rows
+from alignment.formats import EXTENSIONS, file_rows, json_lines, listed, write_rows, write_text
 from alignment.hub import HUB_HELD_OUT, hub_rows, hub_splits
 from alignment.records import KEYS, Record, clean, flat, identity, pick, record_of
 from alignment.run import is_main_process, say
@@ -138,8 +138,7 @@ def write_rejected(rejected: list[Rejected], path: str | Path) -> None:
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # backslashreplace: a lone surrogate is a fault that lands here, and its escape is valid JSON
-    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
+    write_text(json_lines(map(asdict, rejected)), Path(path), errors="backslashreplace")
     say(f"{len(rejected)} bad rows were left out: {path}.")
 
 

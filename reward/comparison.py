@@ -7,10 +7,11 @@ from typing import Any
 from jinja2 import Template
 from matplotlib.axes import Axes
 
+from alignment.formats import write_text
 from alignment.ppo.guards import reward_hacking
 from alignment.progress import show_table
 from alignment.records import Record
-from alignment.run import is_main_process, say, write_json, write_text
+from alignment.run import is_main_process, say, write_json
 from reward.quality import repeated_trigrams
 from reward.report import STYLE, plot
 from reward.rouge import paired_bootstrap, rouge

@@ -18,10 +18,10 @@ from jinja2 import Template
 from alignment.data import fingerprint, load_records, match_predictions, read_predictions
 from alignment.dialogue import language
 from alignment.errors import InputError
-from alignment.formats import listed
+from alignment.formats import listed, write_text
 from alignment.progress import Progress, show_table
 from alignment.records import Record
-from alignment.run import is_main_process, read_manifest, say, write_json, write_text
+from alignment.run import is_main_process, read_manifest, say, write_json
 from alignment.speakers import names_in
 from reward.comparison import CURVES
 from reward.evaluation import DIALOGUES, RESULTS
