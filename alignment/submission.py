@@ -5,22 +5,15 @@ import io
 from pathlib import Path
 from typing import IO
 
-from alignment.errors import InputError
 from alignment.formats import write_text
 from alignment.run import say
 
 Destination = str | Path | IO[str]
 
 
-def write_submission(ids: list[str], summaries: list[str], destination: Destination, allow_empty: bool = False) -> None:
-    """Writes the CSV `fname,summary`, a row for each id in the given order.
-
-    Raises:
-        InputError: A summary is empty (which only a submission minds).
-    """
+def write_submission(ids: list[str], summaries: list[str], destination: Destination) -> None:
+    """Writes the CSV `fname,summary`, a row for each id in the given order."""
     rows = [(name, one_line(text)) for name, text in zip(ids, summaries, strict=True)]
-    if not allow_empty and (empty := [name for name, text in rows if not text]):
-        raise InputError(f"{len(empty)} empty summaries, the first for {empty[0]!r}; a submission has none")
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("fname", "summary"), *rows])
     _write(table.getvalue(), destination)

@@ -83,7 +83,7 @@ def evaluate(
                 found = effects(texts, raw, references, own_rules, profiles[0])
                 show_table(f"Post-processing of {name}, {profiles[0]}", list(found[0]), found)
         for name, file in files.items():
-            write_submission(ids, summaries[name], file, allow_empty=True)
+            write_submission(ids, summaries[name], file)
         data.write_records(records, folder / DIALOGUES)
         write_json(results, folder / RESULTS)
     return results, rows
