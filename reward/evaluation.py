@@ -21,7 +21,7 @@ from reward.rouge import paired_bootstrap, rouge
 from reward.system import OneAtATime, System, SystemArguments
 
 RESULTS, DIALOGUES = "results.json", "dialogues.jsonl"
-COSTS = ("seconds", "peak_memory_gib", "parameters", "trained_parameters", "disk_bytes")
+COSTS = ("parameters", "trained_parameters", "seconds", "peak_memory_gib", "disk_bytes")
 
 
 def files_of(systems: dict[str, System | None], folder: Path) -> dict[str, Path]:

@@ -30,6 +30,7 @@ from alignment.errors import InputError
 from reward.morphemes import kiwi_version, morphemes
 
 TEXTS = 2**12  # whose tokens are kept: `mbr` compares each summary with many, and analysing them is most of the time
+MEASURES = ("rouge1", "rouge2", "rougeL", "mean")
 RESAMPLES = 10_000
 BLOCK = 2**16  # rows drawn at a time: all resamples of 12,000 rows at once would be 1 GB
 NOT_NIKL = re.compile(r"[^A-Za-z0-9가-힣]")
@@ -82,9 +83,8 @@ def rouge(predictions: list[str], references: list[list[str]], profile: str) -> 
     for row, (prediction, texts) in enumerate(zip(predictions, references, strict=True)):
         table[row, :3] = np.mean([score(prediction, text) for text in texts], axis=0)
     table[:, 3] = table[:, :3].mean(axis=1)
-    names = ("rouge1", "rouge2", "rougeL", "mean")
-    rows = [dict(zip(names, values, strict=True)) for values in (100 * table).tolist()]
-    corpus = dict(zip(names, (100 * table.mean(axis=0)).tolist(), strict=True))
+    rows = [dict(zip(MEASURES, values, strict=True)) for values in (100 * table).tolist()]
+    corpus = dict(zip(MEASURES, (100 * table.mean(axis=0)).tolist(), strict=True))
     counts = [len(texts) for texts in references]
     return RougeResult(profile, tokenizer, (min(counts), max(counts)), rows=rows, **corpus)
 
