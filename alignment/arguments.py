@@ -141,11 +141,7 @@ class ModelArguments(ModelConfig):
 
 
 def check_epochs(name: str, epochs: float) -> None:
-    """Holds that something is trained, and that it ends.
-
-    Raises:
-        InputError: It is not so.
-    """
+    """Holds that something is trained, and that it ends."""
     if not 0 < epochs < math.inf:
         raise InputError(f"--{name} {epochs}: expected more than 0.")
 

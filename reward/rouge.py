@@ -61,11 +61,7 @@ def usual_profiles(dialogues: list[str]) -> list[str]:
 
 
 def check_profiles(flag: str, *names: str | None) -> None:
-    """Holds that what a flag names are profiles, or None for the usual ones.
-
-    Raises:
-        InputError: One is not.
-    """
+    """Holds that what a flag names are profiles, or None for the usual ones."""
     if unknown := [name for name in names if name not in (None, *PROFILES)]:
         raise InputError(f"{flag} {unknown[0]}: expected one of {', '.join(PROFILES)}.")
 
