@@ -21,7 +21,6 @@ WITHOUT_EFFECT = {
     "dataset_text_field", "ddp_backend", "ddp_timeout", "do_predict", "do_train", "eos_token", "eval_packing",
     "model_init_kwargs", "packing", "packing_strategy", "pad_token", "padding_free", "shuffle_dataset",
     "truncation_mode", "length_column_name", "batch_eval_metrics", "eval_do_concat_batches",
-    "generation_config", "generation_max_length", "generation_num_beams", "predict_with_generate", "sortish_sampler",
 }  # fmt: skip
 # Fields of `ModelArguments` that an adapter which is trained further has settled.
 OF_ADAPTER = {name for name in ModelConfig.__dataclass_fields__ if "lora" in name or name in ("use_peft", "use_dora")}
@@ -142,11 +141,7 @@ class ModelArguments(ModelConfig):
 
 
 def check_epochs(name: str, epochs: float) -> None:
-    """Holds that something is trained, and that it ends.
-
-    Raises:
-        InputError: It is not so.
-    """
+    """Holds that something is trained, and that it ends."""
     if not 0 < epochs < math.inf:
         raise InputError(f"--{name} {epochs}: expected more than 0.")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import InputError
-from alignment.formats import EXTENSIONS, file_rows, listed, write_rows
+from alignment.formats import EXTENSIONS, file_rows, json_lines, listed, write_rows, write_text
 from alignment.hub import HUB_HELD_OUT, hub_rows, hub_splits
 from alignment.records import KEYS, Record, clean, flat, identity, pick, record_of
 from alignment.run import is_main_process, say
@@ -57,8 +57,6 @@ def load_records(
     columns = columns or {}
     if bad_rows not in ("error", "skip"):
         raise InputError(f"bad_rows is {bad_rows!r}; expected error or skip")
-    if max_rows is not None and max_rows < 1:
-        raise InputError(f"max_rows is {max_rows}; expected a positive number, or none for all rows")
     if unknown := [field for field in columns if field not in KEYS]:
         raise InputError(f"columns names {listed(unknown)}; the fields of a record are {listed(KEYS)}")
     keys = _keys(columns)
@@ -102,10 +100,8 @@ def find_split(path: str | Path, split: str) -> Path | None:
     """The file that holds a split; None where a folder lacks it, for a Hub name, and for the eval split of one file.
 
     Raises:
-        InputError: nothing is there, the split is unknown, or two files of the folder could be meant.
+        InputError: nothing is there, or two files of the folder could be meant.
     """
-    if split not in SPLIT_STEMS:
-        raise InputError(f"split is {split!r}; expected {listed(SPLIT_STEMS)}")
     place = place_of(path)
     if place.is_file():
         return place if split == "train" else None
@@ -138,8 +134,7 @@ def write_rejected(rejected: list[Rejected], path: str | Path) -> None:
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # backslashreplace: a lone surrogate is a fault that lands here, and its escape is valid JSON
-    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
+    write_text(json_lines(map(asdict, rejected)), Path(path), errors="backslashreplace")
     say(f"{len(rejected)} bad rows were left out: {path}.")
 
 

@@ -147,11 +147,7 @@ class _Reader:
 
 
 def check_alike(members: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> None:
-    """Holds that models, by name, are decoders that write in the same tokens.
-
-    Raises:
-        InputError: They are not.
-    """
+    """Holds that models, by name, are decoders that write in the same tokens."""
     (first, (_, one)), *_ = members.items()
     for name, (model, other) in members.items():
         if model.config.is_encoder_decoder:

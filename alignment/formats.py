@@ -98,6 +98,17 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.partial")
 
 
+def write_text(text: str, path: Path, errors: str = "strict") -> None:
+    """Writes text beside its place and renames it, so that a killed run never leaves half a file.
+
+    Args:
+        errors: What becomes of half a surrogate pair, as `open` takes it.
+    """
+    partial = partial_of(path)
+    partial.write_text(text, encoding="utf-8", errors=errors, newline="\n")
+    os.replace(partial, path)
+
+
 def write_rows(rows: Iterable[dict[str, Any]], path: Path, keep: bool = False) -> None:
     """Writes one JSON object a line, the file whole or not at all.
 
@@ -107,16 +118,18 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path, keep: bool = False) -
     Raises:
         InputError: There are such rows.
     """
-    partial = partial_of(path)
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if keep and path.exists() and path.read_bytes() != partial.read_bytes():
-        partial.unlink()
+    text = json_lines(rows)
+    if keep and path.exists() and path.read_bytes() != text.encode():
         raise InputError(
             f"{path}: a model was trained on what it holds, and now it would be other rows, by other settings or by "
             "another version of Yoyak. Choose another --output_dir, or add --overwrite_output_dir true."
         )
-    os.replace(partial, path)
+    write_text(text, path)
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """One JSON object a line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def file_rows(path: Path) -> list[Any]:

@@ -224,6 +224,8 @@ def _check_command_line(argv: list[str], parser: _Parser) -> None:
             and name.removeprefix("no_") not in parser.known
         ):
             raise InputError(f"unknown argument `--{name}`.{parser.nearest(name)}")
+        if word.startswith("--") and RANGES.get(name) in parser.known:
+            raise InputError(f"--{name}: is searched for. Say among which values with --{RANGES[name]}; one fixes it.")
         if word.startswith("--") and name.removeprefix("no_") in parser.unread:
             raise InputError(f"--{name}: has no effect in this recipe. Leave it out.")
     _, more = parser.parse_known_args(argv)

@@ -77,11 +77,7 @@ def config_of(name_or_path: str, revision: str = "main") -> PreTrainedConfig:
 
 
 def check_architecture(name_or_path: str, revision: str = "main", encoder_decoder: bool = False) -> None:
-    """Holds that a model is a decoder, or that it is an encoder-decoder.
-
-    Raises:
-        InputError: It is the other.
-    """
+    """Holds that a model is a decoder, or that it is an encoder-decoder."""
     if config_of(name_or_path, revision).is_encoder_decoder == encoder_decoder:
         return
     kinds = ["an encoder-decoder", "a decoder alone"]

@@ -19,7 +19,7 @@ from transformers import Trainer, set_seed
 from transformers.trainer_callback import TrainerState
 
 from alignment.errors import InputError
-from alignment.formats import partial_of
+from alignment.formats import write_text
 from alignment.outputs import make_folder
 from alignment.progress import console, peak_memory_gib
 from alignment.weights import native_dtype
@@ -83,13 +83,6 @@ def trained_with(folder: str | Path) -> tuple[str, int, dict[str, Any]]:
 def write_json(content: Any, path: Path) -> None:
     """Writes JSON, whole or not at all."""
     write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Writes text beside its place and renames it, so that a killed run never leaves half a file."""
-    partial = partial_of(path)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def last_checkpoint(folder: Path, before: float = math.inf) -> Path | None:

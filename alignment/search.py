@@ -32,8 +32,9 @@ from transformers import (
 from alignment import models
 from alignment.arguments import ModelArguments
 from alignment.errors import InputError
+from alignment.formats import write_text
 from alignment.progress import TrainingProgress, show_table
-from alignment.run import say, write_text
+from alignment.run import say
 from alignment.search_space import SearchArguments, SearchSpace
 from alignment.sft import Encoded, make_trainer
 from alignment.study import Study

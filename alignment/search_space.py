@@ -75,18 +75,6 @@ class SearchArguments(SFTArguments):
         super().__post_init__()
 
 
-def refuse_fixed(argv: list[str]) -> None:
-    """Holds that no setting is typed that is searched for; in a YAML they stand for recipes/sft.py.
-
-    Raises:
-        InputError: One is.
-    """
-    for word in argv:
-        name = word.split("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name in RANGES:
-            raise InputError(f"--{name}: is searched for. Say among which values with --{RANGES[name]}; one fixes it.")
-
-
 def _shown(values: list[Any]) -> str:
     return " ".join(f"{value:g}" for value in values)
 

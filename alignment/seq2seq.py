@@ -1,8 +1,9 @@
 """Fine-tuning an encoder-decoder (KoBART, T5, mBART) on dialogues: the baseline that decoders are compared with.
 
-The encoder reads the dialogue and nothing else, the decoder writes the summary. Every weight is trained. Departs from
-transformers' `Seq2SeqTrainer` in two ways. The loss, in training and held out, is the mean over the summaries' tokens,
-however they are split into micro-batches. And held-out summaries are written by `generate`, as in every other recipe.
+The encoder reads the dialogue and nothing else, the decoder writes the summary. Every weight is trained. The loss, in
+training and held out, is the mean over the summaries' tokens, however they are split into micro-batches. Held-out
+summaries are written by `generate`, as in every other recipe. That leaves nothing that transformers' `Seq2SeqTrainer`
+is for, and on several processes its held-out loss would count some rows twice.
 """
 
 from dataclasses import dataclass, field
@@ -20,8 +21,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
+    TrainingArguments,
 )
 
 from alignment.arguments import ModelArguments, TrainerArguments
@@ -41,8 +41,8 @@ LANGUAGE_CODES = {"ko": "ko_KR", "en": "en_XX"}  # mBART's
 
 
 @dataclass
-class BaselineArguments(TrainerArguments, Seq2SeqTrainingArguments):
-    """transformers' `Seq2SeqTrainingArguments` with the settings usual for KoBART on dialogues."""
+class BaselineArguments(TrainerArguments, TrainingArguments):
+    """transformers' `TrainingArguments` with the settings usual for KoBART on dialogues."""
 
     MEASURES = ("loss", "rouge")
 
@@ -192,15 +192,15 @@ def loss_over_tokens(
     return loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class BaselineTrainer(ResumableTrainer, HeldOutRouge, Seq2SeqTrainer):
-    """transformers' `Seq2SeqTrainer` on examples of `input_ids` and `labels`, with held-out ROUGE."""
+class BaselineTrainer(ResumableTrainer, HeldOutRouge):
+    """transformers' `Trainer` on examples of `input_ids` and `labels`, with held-out ROUGE."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.compute_loss_func = partial(loss_over_tokens, label_smoothing=self.args.label_smoothing_factor)
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None, **_: Any
+        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Summed loss and number of label tokens of each row (B), as `mean_over_tokens` takes them."""
         inputs = self._prepare_inputs(inputs)

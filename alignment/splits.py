@@ -10,24 +10,19 @@ from alignment.records import Record
 from alignment.run import say
 
 
-def hold_out(
-    records: list[Record], share: float = 0.1, most: int = 200, seed: int = 42
-) -> tuple[list[Record], list[Record]]:
-    """Splits into train and eval, each in order, with `share` of the distinct dialogues (1 to `most`) in eval.
+def hold_out(records: list[Record]) -> tuple[list[Record], list[Record]]:
+    """Splits into train and eval, each in order, with a tenth of the distinct dialogues, 1 to 200 of them, in eval.
 
     Records with one dialogue text stay on one side, so that nothing evaluated was trained on.
 
     Raises:
-        InputError: fewer than two distinct dialogues, or `share` or `most` out of range.
+        InputError: fewer than two distinct dialogues.
     """
-    if not 0 < share < 1 or most < 1:
-        raise InputError(f"share is {share} and most is {most}; expected a share between 0 and 1, and at least 1")
     dialogues = list(dict.fromkeys(record.dialogue for record in records))
     if len(dialogues) < 2:
         raise InputError(f"cannot hold out from {len(dialogues)} distinct dialogues; give at least 2, or an eval file")
-    # rounding up could take every dialogue, hence the second bound
-    count = max(1, min(round(share * len(dialogues)), len(dialogues) - 1, most))
-    held = set(random.Random(seed).sample(dialogues, count))
+    count = max(1, min(round(0.1 * len(dialogues)), 200))
+    held = set(random.Random(42).sample(dialogues, count))
     return [r for r in records if r.dialogue not in held], [r for r in records if r.dialogue in held]
 
 

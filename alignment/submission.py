@@ -1,30 +1,22 @@
 """Summaries -> a file, whole or not at all: a submission `fname,summary`, or one summary a line."""
 
 import csv
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
 from pathlib import Path
 from typing import IO
 
-from alignment.errors import InputError
-from alignment.formats import partial_of
+from alignment.formats import write_text
 from alignment.run import say
 
 Destination = str | Path | IO[str]
 
 
-def write_submission(ids: list[str], summaries: list[str], destination: Destination, allow_empty: bool = False) -> None:
-    """Writes the CSV `fname,summary`, a row for each id in the given order.
-
-    Raises:
-        InputError: A summary is empty (which only a submission minds).
-    """
+def write_submission(ids: list[str], summaries: list[str], destination: Destination) -> None:
+    """Writes the CSV `fname,summary`, a row for each id in the given order."""
     rows = [(name, one_line(text)) for name, text in zip(ids, summaries, strict=True)]
-    if not allow_empty and (empty := [name for name, text in rows if not text]):
-        raise InputError(f"{len(empty)} empty summaries, the first for {empty[0]!r}; a submission has none")
-    with _opened(destination) as file:
-        csv.writer(file, lineterminator="\n").writerows([("fname", "summary"), *rows])
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("fname", "summary"), *rows])
+    _write(table.getvalue(), destination)
 
 
 def fill_empty(dialogues: list[str], summaries: list[str]) -> list[str]:
@@ -38,8 +30,7 @@ def fill_empty(dialogues: list[str], summaries: list[str]) -> list[str]:
 
 def write_lines(summaries: list[str], destination: Destination) -> None:
     """Writes one summary a line."""
-    with _opened(destination) as file:
-        file.writelines(f"{one_line(summary)}\n" for summary in summaries)
+    _write("".join(f"{one_line(summary)}\n" for summary in summaries), destination)
 
 
 def one_line(text: str) -> str:
@@ -47,15 +38,10 @@ def one_line(text: str) -> str:
     return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
-@contextmanager
-def _opened(destination: Destination) -> Iterator[IO[str]]:
-    if not isinstance(destination, (str, Path)):
-        yield destination
+def _write(text: str, destination: Destination) -> None:
+    if isinstance(destination, (str, Path)):
+        Path(destination).parent.mkdir(parents=True, exist_ok=True)
+        write_text(text, Path(destination))
+    else:
+        destination.write(text)
         destination.flush()  # a reader who has left is told of here, and not when Python ends
-        return
-    path = Path(destination)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(path)
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        yield file
-    os.replace(partial, path)

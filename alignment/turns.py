@@ -17,11 +17,7 @@ _MESSAGE = re.compile(
 
 
 def check_turns(source: str, dialogues: list[str]) -> None:
-    """Refuses what is read from `source` where most of its dialogues have several turns on a line, or times in them.
-
-    Raises:
-        InputError: They do.
-    """
+    """Refuses what is read from `source` where most of its dialogues have several turns on a line, or times in them."""
     unbroken = sum(map(_is_unbroken, dialogues))
     if unbroken * 2 > len(dialogues):
         raise InputError(

@@ -23,14 +23,7 @@ from alignment.errors import InputError
 from alignment.launch import launch
 from alignment.parser import CONFIGS, parse
 from alignment.search import Search
-from alignment.search_space import (
-    DIRECTIONS,
-    SearchArguments,
-    SearchSpace,
-    refuse_fixed,
-    settings_for_sft,
-    settings_of_study,
-)
+from alignment.search_space import DIRECTIONS, SearchArguments, SearchSpace, settings_for_sft, settings_of_study
 from alignment.sft import encode
 from alignment.study import Study
 from reward.rouge import check_profiles, rouge
@@ -38,7 +31,6 @@ from reward.rouge import check_profiles, rouge
 
 def main(argv: list[str] | None = None) -> None:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # trials are told of here
-    refuse_fixed(sys.argv[1:] if argv is None else argv)
     classes = (ModelArguments, DataArguments, PromptArguments, SearchArguments)
     model_args, data_args, prompt_args, args = parse(
         classes, argv, default_config=CONFIGS / "embedded.yaml", section="search"

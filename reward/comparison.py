@@ -7,13 +7,14 @@ from typing import Any
 from jinja2 import Template
 from matplotlib.axes import Axes
 
+from alignment.formats import write_text
 from alignment.ppo.guards import reward_hacking
 from alignment.progress import show_table
 from alignment.records import Record
-from alignment.run import is_main_process, say, write_json, write_text
+from alignment.run import is_main_process, say, write_json
 from reward.quality import repeated_trigrams
 from reward.report import STYLE, plot
-from reward.rouge import paired_bootstrap, rouge
+from reward.rouge import MEASURES, paired_bootstrap, rouge
 
 SIDE_BY_SIDE = 5
 CHOSE = "These dialogues chose the checkpoint, which flatters it: score others with recipes/evaluate.py."
@@ -61,7 +62,7 @@ def compare(
         rows = []
         for name, summaries in answers.items():
             result = rouge(summaries, references, one)
-            scores = {key: getattr(result, key) for key in ("rouge1", "rouge2", "rougeL", "mean")}
+            scores = {key: getattr(result, key) for key in MEASURES}
             characters = sum(map(len, summaries)) / len(summaries)
             systems.append({"name": name, "profile": one, **scores, "characters": characters, "rows": len(records)})
             rows.append([row["mean"] for row in result.rows])
@@ -112,7 +113,7 @@ def write_comparison(figures: dict[str, Any], records: list[Record], folder: Pat
         **figures,
     )
     write_text(page, folder / "report.html")
-    columns = ("name", "profile", "rouge1", "rouge2", "rougeL", "mean", "characters")
+    columns = ("name", "profile", *MEASURES, "characters")
     show_table(f"Held-out, {len(records)} dialogues", columns, figures["systems"])
     for record, one, other in changed[:2]:
         say(f"\n{record.dialogue}\n  {before}: {one}\n  {after}: {other}")

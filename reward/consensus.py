@@ -22,16 +22,15 @@ def consensus(candidates: list[list[str]], profile: str | None = None, descripti
     (arXiv 2005.10283), section 5.
     """
     profile = profile or usual_profiles([" ".join(text for texts in candidates for text in texts)])[-1]
-    own, chosen = _own(candidates), []
-    with Progress(description, total=len(own)) as progress:
-        for row in own:
-            texts = candidates[row]
+    chosen = []
+    with PartialState().split_between_processes(candidates) as own, Progress(description, total=len(own)) as progress:
+        for texts in own:
             others = [[other for j, other in enumerate(texts) if j != i and other.strip()] for i in range(len(texts))]
             # A lone text has nothing to be close to.
             scores = rouge(texts, [rest or ["-"] for rest in others], profile).rows
-            chosen.append((row, _highest(texts, [score["mean"] for score in scores])))
+            chosen.append(_highest(texts, [score["mean"] for score in scores]))
             progress.advance(1)
-    return _of_all(chosen)
+    return gather_object(chosen)
 
 
 def best_of(
@@ -46,20 +45,10 @@ def best_of(
 
     Source: best of n, Stiennon et al. 2020 (arXiv 2009.01325), section 4.3.
     """
-    own = _own(candidates)
-    flat = [(dialogues[row], text) for row in own for text in candidates[row]]
-    values = iter(score([dialogue for dialogue, _ in flat], [text for _, text in flat]))
-    return _of_all([(row, _highest(candidates[row], [next(values) for _ in candidates[row]])) for row in own])
-
-
-def _own(candidates: list[list[str]]) -> range:
-    """The dialogues that are this process's."""
-    return range(PartialState().process_index, len(candidates), PartialState().num_processes)
-
-
-def _of_all(chosen: list[tuple[int, str]]) -> list[str]:
-    """What every process has chosen, in order."""
-    return [text for _, text in sorted(gather_object(chosen))]
+    with PartialState().split_between_processes(list(zip(dialogues, candidates, strict=True))) as own:
+        flat = [(dialogue, text) for dialogue, texts in own for text in texts]
+        values = iter(score([dialogue for dialogue, _ in flat], [text for _, text in flat]))
+        return gather_object([_highest(texts, [next(values) for _ in texts]) for _, texts in own])
 
 
 def _highest(texts: list[str], scores: list[float]) -> str:

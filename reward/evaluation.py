@@ -21,7 +21,7 @@ from reward.rouge import paired_bootstrap, rouge
 from reward.system import OneAtATime, System, SystemArguments
 
 RESULTS, DIALOGUES = "results.json", "dialogues.jsonl"
-COSTS = ("seconds", "peak_memory_gib", "parameters", "trained_parameters", "disk_bytes")
+COSTS = ("parameters", "trained_parameters", "seconds", "peak_memory_gib", "disk_bytes")
 
 
 def files_of(systems: dict[str, System | None], folder: Path) -> dict[str, Path]:
@@ -83,7 +83,7 @@ def evaluate(
                 found = effects(texts, raw, references, own_rules, profiles[0])
                 show_table(f"Post-processing of {name}, {profiles[0]}", list(found[0]), found)
         for name, file in files.items():
-            write_submission(ids, summaries[name], file, allow_empty=True)
+            write_submission(ids, summaries[name], file)
         data.write_records(records, folder / DIALOGUES)
         write_json(results, folder / RESULTS)
     return results, rows

@@ -18,18 +18,16 @@ from jinja2 import Template
 from alignment.data import fingerprint, load_records, match_predictions, read_predictions
 from alignment.dialogue import language
 from alignment.errors import InputError
-from alignment.formats import listed
+from alignment.formats import listed, write_text
 from alignment.progress import Progress, show_table
 from alignment.records import Record
-from alignment.run import is_main_process, read_manifest, say, write_json, write_text
+from alignment.run import is_main_process, read_manifest, say, write_json
 from alignment.speakers import names_in
 from reward.comparison import CURVES
-from reward.evaluation import DIALOGUES, RESULTS
+from reward.evaluation import COSTS, DIALOGUES, RESULTS
 from reward.quality import GATES
-from reward.rouge import intervals, paired_bootstraps, rouge
+from reward.rouge import MEASURES, intervals, paired_bootstraps, rouge
 
-COSTS = ("parameters", "trained_parameters", "seconds", "peak_memory_gib", "disk_bytes")
-MEASURES = ("rouge1", "rouge2", "rougeL", "mean")
 BINS = 40  # of the length histogram
 MOST_SPEAKERS = 5  # and more than that
 MOST_POINTS = 400  # of a curve: more than a screen can tell apart

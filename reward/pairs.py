@@ -94,11 +94,7 @@ def _words(*texts: str) -> frozenset[str]:
 
 
 def check_ids(train: list[Record], held_out: list[Record]) -> None:
-    """Holds that no id is in both, as files of candidates and ratings name dialogues by it.
-
-    Raises:
-        InputError: One is.
-    """
+    """Holds that no id is in both, as files of candidates and ratings name dialogues by it."""
     both = {record.id for record in train} & {record.id for record in held_out}
     if both:
         raise InputError(

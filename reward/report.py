@@ -15,9 +15,10 @@ from jinja2 import Template
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from alignment.formats import write_text
 from alignment.progress import show_table
 from alignment.records import Record
-from alignment.run import is_main_process, say, write_json, write_text
+from alignment.run import is_main_process, say, write_json
 from reward.candidates import CORRUPTED
 from reward.labels import Label
 from reward.model import RewardModel

@@ -32,6 +32,7 @@ from alignment.errors import InputError
 from reward.morphemes import kiwi_version, morphemes
 
 TEXTS = 2**12  # whose tokens are kept: `mbr` compares each summary with many, and analysing them is most of the time
+MEASURES = ("rouge1", "rouge2", "rougeL", "mean")
 RESAMPLES = 10_000
 BLOCK = 2**16  # rows drawn at a time: all resamples of 12,000 rows at once would be 1 GB
 NOT_NIKL = re.compile(r"[^A-Za-z0-9가-힣]")
@@ -62,11 +63,7 @@ def usual_profiles(dialogues: list[str]) -> list[str]:
 
 
 def check_profiles(flag: str, *names: str | None) -> None:
-    """Holds that what a flag names are profiles, or None for the usual ones.
-
-    Raises:
-        InputError: One is not.
-    """
+    """Holds that what a flag names are profiles, or None for the usual ones."""
     if unknown := [name for name in names if name not in (None, *PROFILES)]:
         raise InputError(f"{flag} {unknown[0]}: expected one of {', '.join(PROFILES)}.")
 
@@ -84,9 +81,8 @@ def rouge(predictions: list[str], references: list[list[str]], profile: str) -> 
     for row, (prediction, texts) in enumerate(zip(predictions, references, strict=True)):
         table[row, :3] = np.mean([score(prediction, text) for text in texts], axis=0)
     table[:, 3] = table[:, :3].mean(axis=1)
-    names = ("rouge1", "rouge2", "rougeL", "mean")
-    rows = [dict(zip(names, values, strict=True)) for values in (100 * table).tolist()]
-    corpus = dict(zip(names, (100 * table.mean(axis=0)).tolist(), strict=True))
+    rows = [dict(zip(MEASURES, values, strict=True)) for values in (100 * table).tolist()]
+    corpus = dict(zip(MEASURES, (100 * table.mean(axis=0)).tolist(), strict=True))
     counts = [len(texts) for texts in references]
     return RougeResult(profile, tokenizer, (min(counts), max(counts)), rows=rows, **corpus)
 
@@ -98,21 +94,14 @@ def paired_bootstrap(a: list[float], b: list[float]) -> dict[str, float]:
         `difference` (mean of b minus mean of a), `low` and `high` (its 95% interval), and `p` (two-sided; one is added
         to both counts, so that it is never 0, nor below that of all n rows having one sign by chance, 2 * 0.5 ** n).
 
-    Raises:
-        InputError: lists that are empty or of different lengths.
-
     Source: Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation".
     """
     return paired_bootstraps([a, b])[0, 1]
 
 
 def paired_bootstraps(systems: list[list[float]]) -> dict[tuple[int, int], dict[str, float]]:
-    """`paired_bootstrap` of every two systems a < b, by their indices, from the same resamples of rows.
-
-    Raises:
-        InputError: as `paired_bootstrap`.
-    """
-    scores = _table(systems)
+    """`paired_bootstrap` of every two systems a < b, by their indices, from the same resamples of rows."""
+    scores = np.transpose(systems)
     pairs = list(combinations(range(len(systems)), 2))
     if not pairs:
         return {}
@@ -127,23 +116,10 @@ def paired_bootstraps(systems: list[list[float]]) -> dict[tuple[int, int], dict[
 
 
 def intervals(systems: list[list[float]]) -> list[tuple[float, float]]:
-    """The 95% bootstrap interval of each system's mean, from the same resamples of rows.
-
-    Raises:
-        InputError: as `paired_bootstrap`.
-    """
-    means = _resampled_means(_table(systems))
+    """The 95% bootstrap interval of each system's mean, from the same resamples of rows."""
+    means = _resampled_means(np.transpose(systems))
     low, high = np.percentile(means, (2.5, 97.5), axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
-
-
-def _table(systems: list[list[float]]) -> np.ndarray:
-    """Rows x systems, checked."""
-    counts = {len(scores) for scores in systems}
-    if len(counts) != 1 or 0 in counts:
-        found = " and ".join(map(str, sorted(counts))) or "no"
-        raise InputError(f"the systems have {found} scores: expected the same rows, at least one, of all")
-    return np.asarray(systems, dtype=float).T
 
 
 def _resampled_means(table: np.ndarray) -> np.ndarray:

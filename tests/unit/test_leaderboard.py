@@ -11,8 +11,8 @@ import pytest
 
 from alignment.errors import InputError
 from alignment.records import Record
+from reward.evaluation import COSTS
 from reward.leaderboard import (
-    COSTS,
     MOST_POINTS,
     Board,
     Entry,

@@ -12,7 +12,7 @@ import yaml
 from alignment.arguments import DataArguments, ModelArguments, PromptArguments, SFTArguments
 from alignment.errors import InputError
 from alignment.parser import parse
-from alignment.search_space import SearchArguments, SearchSpace, refuse_fixed, settings_for_sft, settings_of_study
+from alignment.search_space import SearchArguments, SearchSpace, settings_for_sft, settings_of_study
 
 CLASSES = (ModelArguments, DataArguments, PromptArguments, SearchArguments)
 FORMS = ["instruction", "chat"]
@@ -36,8 +36,7 @@ def tried(args: SearchArguments, forms: list[str] = FORMS, use_peft: bool = True
 )  # fmt: skip
 def test_a_setting_that_is_searched_for_is_not_typed(flag: str, instead: str):
     with pytest.raises(InputError, match=f"is searched for. Say among which values with --{instead}; one fixes it"):
-        refuse_fixed(["--trials", "3", flag, "1"])
-    refuse_fixed(["--trials", "3", f"--{instead}", "8"])
+        parse(CLASSES, ["--trials", "3", flag, "1"], section="search")
 
 
 def test_every_setting_stays_in_its_range_and_fills_it():

@@ -269,8 +269,7 @@ def test_every_weight_is_trained_in_float32():
         ({"num_beams": 0}, "--num_beams 0: expected 1 or more"),
         ({"max_new_tokens": 0}, "--max_new_tokens 0: expected 1 or more"),
         ({"metric_for_best_model": "eval_rouge", "rouge_eval_rows": 0}, "needs --rouge_eval_rows of 1 or more"),
-        ({"predict_with_generate": True}, "--predict_with_generate: has no effect here"),
-        ({"generation_num_beams": 4}, "--generation_num_beams: has no effect here"),
+        ({"do_predict": True}, "--do_predict: has no effect here"),
     ],
 )
 def test_settings_without_sense_are_refused(settings, telling):

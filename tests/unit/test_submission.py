@@ -2,10 +2,7 @@
 
 import csv
 
-import pytest
-
 from alignment.data import read_predictions
-from alignment.errors import InputError
 from alignment.submission import fill_empty, write_submission
 
 
@@ -17,14 +14,6 @@ def test_submission_round_trip_in_order(tmp_path):
     predictions = read_predictions(path)
     assert list(predictions.items()) == [("b", '그는 "네", 했다.'), ("a", "첫 줄 둘째 줄 셋째"), ("c", "다")]
     assert [entry.name for entry in path.parent.iterdir()] == ["submission.csv"]
-
-
-def test_a_submission_with_an_empty_summary_leaves_the_old_file_alone(tmp_path):
-    path = tmp_path / "submission.csv"
-    write_submission(["a"], ["old"], path)
-    with pytest.raises(InputError, match="1 empty summaries, the first for 'b'"):
-        write_submission(["a", "b"], ["x", " \n"], path)
-    assert read_predictions(path) == {"a": "old"}
 
 
 def test_the_first_turn_stands_in_for_an_empty_summary(capsys):
