@@ -193,6 +193,19 @@ def test_two_processes_write_and_score_what_one_does(tiny_model: Path, dialogues
     assert two.read_bytes() == one.read_bytes()
 
 
+def test_two_processes_hold_out_for_the_baseline_what_one_does(
+    tiny_seq2seq: Callable[[str], Path], dialogues: Path, tmp_path: Path
+):
+    """Three dialogues are held out, so that one of two processes has a row twice; at this rate nothing is learnt."""
+    flags = f"--model_name_or_path {tiny_seq2seq('bart')} --dataset_path {dialogues} --max_eval_rows 3 --dtype float32"
+    flags += " --per_device_eval_batch_size 1 --rouge_eval_rows 0 --max_steps 1 --eval_steps 1 --save_steps 1"
+    for processes, run in ALONE_AND_TOGETHER.items():
+        run("baseline", [*flags.split(), "--learning_rate", "0", "--output_dir", str(tmp_path / str(processes))])
+    one, two = (curve(tmp_path / str(processes), "eval_loss") for processes in ALONE_AND_TOGETHER)
+    assert len(one) == 1
+    assert two == pytest.approx(one, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def rewarded(
     launched: dict[int, Path], tiny_model: Path, dialogues: Path, tmp_path_factory: pytest.TempPathFactory
