@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from alignment.decode import decode, inverse_cdf_sample, noise
 from alignment.errors import InputError
 from alignment.head import head_of_few
+from alignment.ppo.config import PPOConfig
 from alignment.ppo.prompt_cache import PromptCache, join, pad
 from alignment.ppo.roles import POLICY, REFERENCE, MicroBatch, Roles
 
@@ -44,6 +45,18 @@ def row_at(place: int, rows: int, seed: int) -> int:
     """The prompt at a place in the run: each pass goes through all of them in an order of its own."""
     epoch, index = divmod(place, rows)
     return int(torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch))[index])
+
+
+def share_of(
+    update: int, prompts: list[list[int]], args: PPOConfig, process: int, processes: int
+) -> tuple[list[int], list[int]]:
+    """A process's completions of an update, those of short prompts first: rows of their prompts, places in the run."""
+    each, dialogues = args.num_generations, args.rollout_batch_size // args.num_generations
+    own = range(update * dialogues + process, (update + 1) * dialogues, processes)
+    row_of = {place: row_at(place, len(prompts), args.seed) for place in own}
+    by_length = sorted(own, key=lambda place: len(prompts[row_of[place]]))
+    places = [place * each + i for place in by_length for i in range(each)]
+    return [row_of[place // each] for place in places], places
 
 
 def encode_prompts(

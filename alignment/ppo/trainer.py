@@ -39,9 +39,9 @@ from alignment.ppo.rollout import (
     encode_prompts,
     judge,
     prefill,
-    row_at,
     sample,
     score,
+    share_of,
 )
 from alignment.ppo.vllm import VLLM
 from alignment.run import last_checkpoint, say, step_of, write_json
@@ -111,11 +111,6 @@ class PPOTrainer(ResumableTrainer):
             model=roles, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer,
             callbacks=callbacks,
         )  # fmt: skip
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise InputError(
-                "PPO needs the whole base on each device: not FSDP or DeepSpeed, but "
-                "accelerate_configs/multi_gpu.yaml, with --load_in_4bit true where memory is short."
-            )
         self.roles, self.kl_coef = roles, args.kl_coef
         self.vllm = VLLM(args.vllm_url, roles, max(self.prompt_ids, key=len)) if args.vllm_url else None
         self.loss_is_scaled_for_ga = True
@@ -176,16 +171,10 @@ class PPOTrainer(ResumableTrainer):
     def make_rollout(self, update: int) -> list[dict[str, Any]]:
         """Samples, scores and judges this process's share of an update; its figures go to the next log."""
         started = time.monotonic()
-        args, accelerator = self.args, self.accelerator
-        each, dialogues = args.num_generations, args.rollout_batch_size // args.num_generations
-        first, beyond = update * dialogues + accelerator.process_index, (update + 1) * dialogues
-        own = range(first, beyond, accelerator.num_processes)
-        row_of = {place: row_at(place, len(self.prompt_ids), args.seed) for place in own}
-        by_length = sorted(own, key=lambda place: len(self.prompt_ids[row_of[place]]))
-        places = [place * each + i for place in by_length for i in range(each)]
-        rows = [row_of[place // each] for place in places]
+        args, micro = self.args, self.args.per_device_train_batch_size
+        processes = self.accelerator.process_index, self.accelerator.num_processes
+        rows, places = share_of(update, self.prompt_ids, args, *processes)
         prompts = [self.prompt_ids[row] for row in rows]
-        pad_id, micro = self.processing_class.pad_token_id, args.per_device_train_batch_size
         self.roles.eval()
         of_policy = [] if self.vllm and args.reread_prompts else prefill(self.roles, prompts, POLICY, micro)
         how = (prompts, places, args.seed, self.end_token_id, args.temperature, self.max_new_tokens)
@@ -200,17 +189,38 @@ class PPOTrainer(ResumableTrainer):
                 "what the model was trained on: it ends its answers before the first word."
             )
         sampled_seconds = time.monotonic() - started
+
         of_value = prefill(self.roles, prompts, self.roles.prompt_role, micro)
         with self.roles.knowing(prompts, of_value):
             raw = score(self.scorers, self.train_dataset.select(rows), texts)
-        combined = self._combine(raw)
-        relative = ppo.leave_one_out(combined, each)
-        ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
-        of_policy = [] if args.reread_prompts else of_policy
+        of_policy, pad_id = [] if args.reread_prompts else of_policy, self.processing_class.pad_token_id
         batches = judge(self.roles, prompts, completions, of_policy, of_value, pad_id, micro, args.temperature)
+
+        combined = self._combine(raw)
+        ended = torch.tensor([float(ids[-1] == self.end_token_id) for ids in completions])
+        of_rows, figures = self._give_credit(batches, combined, ended)
+        of_rows = {"score": combined} | of_rows | {f"score/{name}": scores for name, scores in raw.items()}
+        means = self._sum(torch.stack([figure.double().sum() for figure in of_rows.values()])) / args.rollout_batch_size
+        self._tokens = int(self._sum(torch.tensor(sum(map(len, prompts + completions)))))
+        self.state.num_input_tokens_seen += self._tokens
+        self._learning_since, self._update_since = time.monotonic(), started
+        seconds = {"rollout": self._learning_since - started, "sampling": sampled_seconds}
+        figures |= {f"{name}_seconds": round(taken, 3) for name, taken in seconds.items()}
+        self._figures = dict(zip(of_rows, means.tolist(), strict=True)) | figures
+        return batches
+
+    def _give_credit(
+        self, batches: list[dict[str, Any]], combined: Tensor, ended: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Gives each token its advantage and return, for what the completions scored (N) and whether they ended (N).
+
+        Returns:
+            Figures of each completion (N), and of the rollout.
+        """
+        args, micro = self.args, self.args.per_device_train_batch_size
         names = ("completion_mask", "old_log_probs", "ref_log_probs", "entropy", "old_values")
         mask, log_probs, ref_log_probs, entropy, values = (concatenated(batches, name) for name in names)
-        begins = self.scale is None
+        relative, begins = ppo.leave_one_out(combined, args.num_generations), self.scale is None
         moments = self._sum(ppo.moments(relative, torch.ones_like(relative, dtype=torch.bool)))
         mean, deviation = self.scale = self.scale or ppo.mean_and_deviation(moments)
         scores = ((relative - mean) / deviation).clamp(-args.score_clip, args.score_clip)
@@ -221,25 +231,17 @@ class PPOTrainer(ResumableTrainer):
         rewards = ppo.token_rewards(kl, scores, mask, self.kl_coef)
         advantages, returns = ppo.advantages_and_returns(rewards, values, mask, args.gamma, args.lam)
         advantages = ppo.whiten(advantages, mask, self._sum(ppo.moments(advantages, mask)))
-        for start, batch in zip(range(0, len(rows), micro), batches, strict=True):
+        for start, batch in zip(range(0, len(mask), micro), batches, strict=True):
             its = slice(start, start + micro), slice(batch["completion_mask"].shape[1])
             batch |= {"old_values": values[its], "advantages": advantages[its], "returns": returns[its]}
-        self.state.num_input_tokens_seen += int(self._sum(torch.tensor(sum(map(len, prompts + completions)))))
-        of_rows = {"score": combined, "reward": rewards.sum(1), "kl": kl.sum(1), "length_tokens": mask.sum(1)}
-        of_rows |= {"ended": ended} | {f"score/{name}": scores for name, scores in raw.items()}
-        means = self._sum(torch.stack([figure.double().sum() for figure in of_rows.values()])) / args.rollout_batch_size
-        self._figures = dict(zip(of_rows, means.tolist(), strict=True)) | {
+        of_rows = {"reward": rewards.sum(1), "kl": kl.sum(1), "length_tokens": mask.sum(1), "ended": ended}
+        return of_rows, {
             "entropy": float(self._sum((entropy * mask).double().sum()) / self._sum(mask.sum())),
             "explained_variance": ppo.explained_variance(
                 self._sum(ppo.moments(returns, mask)), self._sum(ppo.moments(returns - values, mask))
             ),
             "kl_coef": self.kl_coef,
-            "rollout_seconds": round(time.monotonic() - started, 3),
-            "sampling_seconds": round(sampled_seconds, 3),
         }
-        self._learning_since, self._update_since = time.monotonic(), started
-        self._tokens = sum(map(len, prompts + completions)) * accelerator.num_processes
-        return batches
 
     def _begin_value(self, scores: Tensor, values: Tensor, mask: Tensor) -> None:
         """The value begins as the line through what it says that foresees the first scores best.
