@@ -105,7 +105,12 @@ def step_of(checkpoint: Path) -> int:
 
 @dataclasses.dataclass
 class Run:
-    """One result folder: `start` decides what there is to do, `finish` writes the manifest that marks it as whole."""
+    """One result folder: `start` decides what there is to do, `finish` writes the manifest that marks it as whole.
+
+    A folder is new (not there, or empty), foreign (it holds something, but no manifest: it is left alone), unfinished
+    (its manifest says so; with whole checkpoints or without), or finished. A run that is to be overwritten is kept as
+    FOLDER.replaced until the new one is finished, and put back where that came to nothing.
+    """
 
     name: str
     folder: Path
@@ -217,21 +222,8 @@ class Run:
             if folder.is_dir() and any(folder.iterdir()):
                 raise InputError(f"{folder}: exists and is not empty. Choose another --output_dir.")
             return False, None
-        old, new = previous["settings"], manifest["settings"]
-        if "dtype" in previous and (new.get("dtype") or not previous["finished"]):  # another machine's may differ
-            old, new = old | {"dtype": previous["dtype"]}, new | {"dtype": manifest["dtype"]}
-        known = new.keys() & old.keys() - FREE_SETTINGS  # a newer version of a library has more
-        changed = [f"{k} {old[k]} -> {new[k]}" for k in new if k in known and old[k] != new[k]]
-        if previous.get("data") != manifest.get("data"):
-            changed.insert(0, "other dialogues")
-        if previous.get("starts_from") != manifest.get("starts_from"):
-            changed.insert(0, "other weights to start from")
-        if "scorers" in previous and previous["scorers"] != manifest.get("scorers"):
-            changed.insert(0, "another file of a scorer")
-        if not previous["finished"] and previous["world_size"] != manifest["world_size"]:
-            changed.insert(0, f"number of processes {previous['world_size']} -> {manifest['world_size']}")
-        if changed and _has_work(folder):
-            cure = f"Give it its type, --dtype {old['dtype']}. " if changed[0].startswith("dtype ") else ""
+        if (changed := _changes(previous, manifest)) and _has_work(folder):
+            cure = f"Give it its type, --dtype {changed[0].split()[1]}. " if changed[0].startswith("dtype ") else ""
             raise InputError(
                 f"{folder}: holds a run with other settings ({', '.join(changed[:5])}). {cure}"
                 f"Choose another --output_dir, or add {how_to_overwrite} to delete it."
@@ -309,6 +301,24 @@ def _seconds_until(checkpoint: Path, folder: Path, manifest: dict[str, Any]) -> 
     """How long a run, killed since and perhaps before, had worked when it wrote this checkpoint."""
     written, started = (path.stat().st_mtime for path in (checkpoint / "trainer_state.json", folder / MANIFEST))
     return manifest.get("seconds_before", 0.0) + max(0.0, written - started)
+
+
+def _changes(previous: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    """What of a run is another than in the one before, so that it would not be its continuation; as it is told."""
+    old, new = previous["settings"], manifest["settings"]
+    if "dtype" in previous and (new.get("dtype") or not previous["finished"]):  # another machine's may differ
+        old, new = old | {"dtype": previous["dtype"]}, new | {"dtype": manifest["dtype"]}
+    known = new.keys() & old.keys() - FREE_SETTINGS  # a newer version of a library has more
+    changed = [f"{k} {old[k]} -> {new[k]}" for k in new if k in known and old[k] != new[k]]
+    if previous.get("data") != manifest.get("data"):
+        changed.insert(0, "other dialogues")
+    if previous.get("starts_from") != manifest.get("starts_from"):
+        changed.insert(0, "other weights to start from")
+    if "scorers" in previous and previous["scorers"] != manifest.get("scorers"):
+        changed.insert(0, "another file of a scorer")
+    if not previous["finished"] and previous["world_size"] != manifest["world_size"]:
+        changed.insert(0, f"number of processes {previous['world_size']} -> {manifest['world_size']}")
+    return changed
 
 
 def _replaced(folder: Path) -> Path:
