@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from alignment.errors import InputError
 from alignment.outputs import release
 from alignment.progress import console
-from alignment.training import uses
+from alignment.training import refuse_sharding
 
 # In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
 DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
@@ -42,11 +42,8 @@ def launch(main: Callable[[], None], shards: bool = True) -> None:
         PartialState(cpu=on_cpu, timeout=timedelta(hours=2))  # one may have longer summaries to write than another
     together = True  # all processes end here, or one alone, which the others wait for until the launcher ends them
     try:
-        if not shards and (uses("FSDP") or uses("DEEPSPEED")):
-            raise InputError(
-                "This recipe needs the whole base on each GPU: not FSDP or DeepSpeed, but "
-                "accelerate_configs/multi_gpu.yaml, with --load_in_4bit true where memory is short."
-            )
+        if not shards:
+            refuse_sharding()
         _refuse_old_gpu()
         main()
     except InputError as error:

@@ -30,9 +30,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled, sdpa_attention
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from alignment.arguments import ModelArguments
+from alignment.attention import avoid_faulty_attention
 from alignment.errors import InputError
 from alignment.pretrained import base_of, canonical, config_of, load_tokenizer, not_loaded, resolve
 from alignment.run import say
@@ -41,29 +42,6 @@ from alignment.weights import native_dtype
 
 # What a model is loaded with as it was trained, unless the user says otherwise.
 QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
-
-
-REPEAT_KV = sdpa_attention.repeat_kv
-
-
-def repeat_kv(states: torch.Tensor, times: int) -> torch.Tensor:
-    """Keys or values, repeated for each query head that sees them: of one head it is no view any more on a GPU.
-
-    torch 2.13 has the last query of such a view read the first row of the mask, where the queries are 1, 33, 65, ...
-    and no gradient is asked for (pytorch/pytorch#191937, mended in later ones).
-    """
-    repeated = REPEAT_KV(states, times)
-    return repeated if repeated.device.type == "cpu" else repeated.contiguous()
-
-
-def avoid_faulty_attention() -> None:
-    """Keeps the models from what is known to be wrong with the attention of torch 2.13 on GPUs.
-
-    cuDNN's, which H100, H200 and newer ones would use, has NaN gradients with a mask at lengths of 64, 192, 320, ...
-    (pytorch/pytorch#196678, huggingface/trl#7181), which `pad_to_multiple_of` makes common.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    sdpa_attention.repeat_kv = repeat_kv
 
 
 def quantization(config: ModelArguments, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -241,11 +219,7 @@ def _without_adapter(model: PeftModel) -> list[str]:
 
 
 def check_trainable(config: ModelArguments, scalar_head: bool = False) -> None:
-    """Holds that weights of this type can be trained, as a reward model too where it is to be one.
-
-    Raises:
-        InputError: They cannot.
-    """
+    """Holds that weights of this type can be trained, as a reward model too where it is to be one."""
     name, revision = config.model_name_or_path, config.model_revision
     if scalar_head:
         whole = AutoConfig.from_pretrained(resolve(name), revision=revision, trust_remote_code=False)  # vision included

@@ -33,7 +33,14 @@ SECTIONS: dict[str, set[str]] = {
 }  # fmt: skip
 OF_USE = OF_ADAPTER | {"max_train_rows"}  # nor do those that use a model read these
 # What other trainers and recipes call some settings.
-ALIASES = {"lora_rank": "lora_r", "torch_dtype": "dtype", "template": "prompt_form", "model": "model_name_or_path"}
+ALIASES = {
+    "lora_rank": "lora_r",
+    "torch_dtype": "dtype",
+    "template": "prompt_form",
+    "model": "model_name_or_path",
+    "generation_max_length": "max_new_tokens",
+    "generation_num_beams": "num_beams",
+}
 
 
 class _Loader(yaml.SafeLoader):

@@ -56,6 +56,15 @@ def uses(sharding: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{sharding}", "false").lower() == "true"
 
 
+def refuse_sharding() -> None:
+    """Holds that each process has the whole base."""
+    if uses("FSDP") or uses("DEEPSPEED"):
+        raise InputError(
+            "This needs the whole base on each GPU: not FSDP or DeepSpeed, but accelerate_configs/multi_gpu.yaml, with "
+            "--load_in_4bit true where memory is short."
+        )
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether no process has all of the weights: under FSDP2 or ZeRO-3."""
     return is_deepspeed_zero3_enabled() or any(isinstance(weight, DTensor) for weight in model.parameters())
@@ -102,8 +111,10 @@ class ResumableTrainer(Trainer):
         """
         types = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
         self.model.load_adapter = partial(self.model.load_adapter, torch_device="cpu")
-        yield
-        del self.model.load_adapter
+        try:
+            yield
+        finally:
+            del self.model.load_adapter
         for name, parameter in self.model.named_parameters():
             parameter.data = parameter.data.to(types[name])
 

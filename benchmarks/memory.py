@@ -54,6 +54,7 @@ from transformers import (
 )
 
 from alignment.arguments import SFTArguments
+from alignment.attention import avoid_faulty_attention
 from alignment.cache import growing
 from alignment.head import loss_in_head
 from alignment.parser import CONFIGS
@@ -123,6 +124,7 @@ def build(config: PreTrainedConfig, device: str, how: FineTuning) -> PreTrainedM
     """A model of this shape with random weights and new adapters; 4-bit ones but for embeddings, norms and head."""
     name2qmap["dynamic"] = create_dynamic_map()  # or the first device keeps it, which may be the one without content
     with torch.device("meta"):
+        avoid_faulty_attention()
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     for name, module in list(model.named_modules()):  # one at a time: 16-bit weights never exist as a whole
         module.to_empty(device=device, recurse=False)

@@ -6,6 +6,7 @@ A base in 4 bit is not merged into: rounding would take the adapter off again. I
 model differs a little from what was trained; the figures printed say how much.
 """
 
+import gc
 import shutil
 import sys
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 
 from alignment import dialogue, models, outputs, pretrained, run, splits
@@ -90,7 +92,9 @@ def main(argv: list[str] | None = None) -> None:
 def log_probs(model: PeftModel, examples: list[dict[str, list[int]]]) -> torch.Tensor:
     """The log-probability of each token of the references, end tokens included."""
     model.eval()
-    if torch.cuda.is_available() and not models.is_quantised(model):
+    if PartialState().device.type == "cuda" and not models.is_quantised(model):
+        gc.collect()
+        torch.cuda.empty_cache()  # of the model before, so that both are on the same device
         free, _ = torch.cuda.mem_get_info()
         model.to("cuda" if model.get_memory_footprint() < 0.9 * free else "cpu")
     return torch.cat([supervised_log_probs(model, example) for example in examples])

@@ -31,7 +31,7 @@ SLOWEST = (
 
 
 def pytest_configure() -> None:
-    """What some CI sets would have rich draw as on a terminal."""
+    """Unsets what has rich draw as on a terminal, and some CI sets."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
         os.environ.pop(name, None)
 

@@ -24,6 +24,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from alignment.attention import avoid_faulty_attention
 from alignment.errors import InputError
 from alignment.head import SCALES, TokenLogProbs
 from alignment.ppo.prompt_cache import PromptCache, join, pad, split
@@ -60,6 +61,7 @@ class Roles(nn.Module):
 
     def __init__(self, model: PreTrainedModel | PeftModel, reward: RewardStart | None = None) -> None:
         super().__init__()
+        avoid_faulty_attention()
         if isinstance(model, str | Path):
             raise InputError(
                 f"model={str(model)!r:.80}: expected a model that is loaded, as by "

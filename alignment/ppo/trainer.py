@@ -45,7 +45,7 @@ from alignment.ppo.rollout import (
 )
 from alignment.ppo.vllm import VLLM
 from alignment.run import last_checkpoint, say, step_of, write_json
-from alignment.training import ResumableTrainer, add_callbacks
+from alignment.training import ResumableTrainer, add_callbacks, refuse_sharding
 
 # Called as a scorer is; figures over all completions, for evaluation.
 Metric = Callable[..., dict[str, float]]
@@ -86,6 +86,7 @@ class PPOTrainer(ResumableTrainer):
         add_special_tokens: bool = True,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        refuse_sharding()
         args = copy(args)
         set_seed(args.seed)  # before the roles: a new adapter begins at random
         roles = model if isinstance(model, Roles) else Roles(model)
@@ -172,8 +173,8 @@ class PPOTrainer(ResumableTrainer):
         """Samples, scores and judges this process's share of an update; its figures go to the next log."""
         started = time.monotonic()
         args, micro = self.args, self.args.per_device_train_batch_size
-        processes = self.accelerator.process_index, self.accelerator.num_processes
-        rows, places = share_of(update, self.prompt_ids, args, *processes)
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        rows, places = share_of(update, self.prompt_ids, args, process, processes)
         prompts = [self.prompt_ids[row] for row in rows]
         self.roles.eval()
         of_policy = [] if self.vllm and args.reread_prompts else prefill(self.roles, prompts, POLICY, micro)
@@ -212,7 +213,9 @@ class PPOTrainer(ResumableTrainer):
     def _give_credit(
         self, batches: list[dict[str, Any]], combined: Tensor, ended: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Gives each token its advantage and return, for what the completions scored (N) and whether they ended (N).
+        """Puts advantages and returns into the batches, for what the completions scored (N) and whether they ended (N).
+
+        The first scores of a run settle how all are scaled, and where the value begins.
 
         Returns:
             Figures of each completion (N), and of the rollout.

