@@ -45,7 +45,7 @@ def forked(target: Any, *args: Any) -> ForkServerProcess:
     """A process that calls this function, without a GPU, which forked processes cannot share; killed at the limit."""
     modules = (sys.modules[one.__module__] for one in (target, *args) if callable(one))
     files = {getattr(module, "__file__", None) or __file__ for module in modules}
-    for folder in {str(HERE), *(str(Path(file).parent) for file in files)} - {*sys.path}:  # recipes take the first place
+    for folder in {str(HERE), *(str(Path(file).parent) for file in files)} - {*sys.path}:  # recipes take the first
         sys.path.append(folder)
     process = FORKED.Process(target=target, args=args, daemon=True)
     with patch.dict(os.environ, WITHOUT_GPU):  # the first process starts the server
