@@ -282,9 +282,13 @@ def nobody() -> Iterator[Path]:
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
-    yield folder
+    readable = os.access(optuna.__file__, os.R_OK, effective_ids=True)
+    if readable:
+        yield folder
     os.seteuid(user)
     shutil.rmtree(folder)
+    if not readable:
+        pytest.skip("root's own environment, which nobody else can read")
 
 
 def test_a_file_that_must_not_be_written_is_refused(open_study, nobody):
