@@ -83,7 +83,7 @@ def embedded_model_path() -> Path:
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """Within it, a GGUF file is read once: transformers does it anew for config, weights and tokenizer, 12 s each."""
+    """Within it, a GGUF file is read once: transformers does it anew for config, weights and tokenizer, 10 s each."""
     reader = gguf.GGUFReader
     gguf.GGUFReader = functools.cache(reader)  # type: ignore[misc, assignment]
     try:
