@@ -1,5 +1,6 @@
 """A KV cache that grows in place, for the loop that decodes token by token."""
 
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -68,6 +69,20 @@ class GrowingSlidingLayer(_Growing, DynamicSlidingWindowLayer):
 
 
 GROWING: dict[type, type[_Growing]] = {DynamicLayer: GrowingLayer, DynamicSlidingWindowLayer: GrowingSlidingLayer}
+
+
+def blank(cache: Cache, rows: int, tokens: int) -> Cache:
+    """A cache of the same kinds of layers for so many rows and tokens, all zeros as yet."""
+    larger = copy(cache)
+    larger.layers = [copy(layer) for layer in cache.layers]
+    for layer in larger.layers:
+        kept = tokens
+        if layer.is_sliding:
+            layer.cumulative_length, kept = tokens, min(tokens, layer.sliding_window - 1)
+        layer.keys, layer.values = (
+            states.new_zeros(rows, states.shape[1], kept, states.shape[3]) for states in (layer.keys, layer.values)
+        )
+    return larger
 
 
 def growing(cache: Cache) -> Cache:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from alignment.cache import GROWING, growing
+from alignment.cache import GROWING, blank, growing
 
 Choose: TypeAlias = Callable[[Tensor, list[int], int], Tensor]  # see `decode`
 BLOCK = 512  # tokens of the vocabulary that are summed together to draw one
+READ_TOKENS = 2048  # of prompts read together: more are read no faster, and padded to a longer one
 
 
 def noise(seed: int, places: Sequence[int], tokens: int) -> Tensor:
@@ -62,24 +63,43 @@ def _reached(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def prefill(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Cache | None:
     """The KV cache of all but the last token of prompts (B x P, padded on the left); equal ones are read once.
 
+    They are read a few at a time, so that a short one is not padded to the longest that will be written beside it.
+
     None where that is no token, or the model keeps something else than a KV cache.
     """
     rows = [tuple(row) for row in torch.cat([input_ids, attention_mask], 1).tolist()]
     distinct = list(dict.fromkeys(rows))
     first = [rows.index(row) for row in distinct]
-    mask = attention_mask[first, :-1]
+    ids, mask = input_ids[first, :-1], attention_mask[first, :-1]
     if not mask.numel():
         return None
-    output = model(
-        input_ids=input_ids[first, :-1], attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        use_cache=True, logits_to_keep=1,
-    )  # fmt: skip
-    cache: Any = getattr(output, "past_key_values", None)
-    if type(cache) is not DynamicCache or {*map(type, cache.layers)} - GROWING.keys():
-        return None
+    whole: Any = None
+    for part, width in _parts(mask.sum(1).tolist()):
+        own = mask[part, -width:]
+        output = model(
+            input_ids=ids[part, -width:], attention_mask=own, position_ids=(own.cumsum(1) - 1).clamp(min=0),
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        cache: Any = getattr(output, "past_key_values", None)
+        if type(cache) is not DynamicCache or {*map(type, cache.layers)} - GROWING.keys():
+            return None
+        if whole is None:
+            whole = blank(cache, *mask.shape)
+        for layer, read in zip(whole.layers, cache.layers, strict=True):
+            layer.keys[part, :, -read.keys.shape[2] :] = read.keys
+            layer.values[part, :, -read.keys.shape[2] :] = read.values
     if len(distinct) < len(rows):
-        cache.batch_select_indices(torch.tensor([distinct.index(row) for row in rows], device=input_ids.device))
-    return cache
+        whole.batch_select_indices(torch.tensor([distinct.index(row) for row in rows], device=input_ids.device))
+    return whole
+
+
+def _parts(lengths: list[int]) -> Iterator[tuple[slice, int]]:
+    """Neighbours of `READ_TOKENS` together, padding counted, and their longest; one token at least."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or max(lengths[start : end + 1]) * (end + 1 - start) > READ_TOKENS:
+            yield slice(start, end), max(1, *lengths[start:end])
+            start = end
 
 
 def decode(

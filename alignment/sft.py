@@ -93,9 +93,10 @@ def encode(
         for instruction in instructions_for(record, phase, which, args.seed)
     ]
     tell_of_longer(examples, max_new_tokens)
+    read = [encode_example(record, instructions_for(record, phase)[0], form, tokenizer) for record in held_out]
     return Encoded(
         train=examples,
-        held_out=[encode_example(record, instructions_for(record, phase)[0], form, tokenizer) for record in held_out],
+        held_out=sorted(read, key=lambda example: len(example["input_ids"])),  # or padding would be a third of them
         summaries=HeldOut(
             prompts=[encode_prompt(prompt, form, tokenizer) for prompt in prompts],
             references=[list(record.references) for record in sample],

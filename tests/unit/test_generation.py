@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from alignment import generation
+from alignment import decode, generation
 from alignment.cache import ROOM
 from alignment.errors import InputError
 from alignment.generation import (
@@ -172,17 +172,45 @@ def test_the_same_prompt_gets_another_sample_in_every_batch(model, prompts, tiny
     assert len(set(texts)) == 8
 
 
-@pytest.mark.parametrize("sliding_window", [None, 8])
-def test_samples_of_a_prompt_read_it_once_and_are_the_same_as_alone(sliding_window, model, prompts, tiny_tokenizer):
-    if sliding_window:
+@pytest.fixture(params=[None, 8])
+def precise(request, model, tiny_tokenizer) -> PreTrainedModel:
+    """A model in which rounding decides no draw, with and without layers that see a window."""
+    if request.param:
         torch.manual_seed(0)
         config = Gemma3TextConfig(
             vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
-            num_attention_heads=4, num_key_value_heads=1, sliding_window=sliding_window,
+            num_attention_heads=4, num_key_value_heads=1, sliding_window=request.param,
             layer_types=["sliding_attention", "full_attention"],
         )  # fmt: skip
         model = Gemma3ForCausalLM(config).eval()
-    model = deepcopy(model).double()  # or rounding might decide a draw
+    return deepcopy(model).double()
+
+
+@pytest.mark.parametrize("together", [1, 30, 1000])  # tokens read: each alone, a few, all
+def test_prompts_of_a_batch_are_read_a_few_at_a_time(together, precise, prompts, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(decode, "READ_TOKENS", together)
+    read: list[tuple[int, int]] = []
+    precise.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True)
+    texts = generate(
+        precise, tiny_tokenizer, prompts, end_token_id=tiny_tokenizer.eos_token_id, max_new_tokens=20,
+        decoding=Decoding(batch_size=len(prompts)),
+    )  # fmt: skip
+    written = read.index((len(prompts), 1))
+    lengths = sorted(len(prompt) - 1 for prompt in prompts)
+    assert min(lengths) < 8 < max(lengths)  # the window
+    assert sum(rows for rows, _ in read[:written]) == len(prompts)
+    for rows, tokens in read[:written]:
+        own, lengths = lengths[:rows], lengths[rows:]
+        assert tokens == own[-1]  # not padded to the longest of the batch
+        assert rows * tokens <= together or rows == 1
+        assert not lengths or (rows + 1) * lengths[0] > together
+    precise._forward_pre_hooks.clear()
+    ends = [greedy(precise, prompt, tiny_tokenizer.eos_token_id, 20) for prompt in prompts]
+    assert texts == decoded(tiny_tokenizer, ends)
+
+
+def test_samples_of_a_prompt_read_it_once_and_are_the_same_as_alone(precise, prompts, tiny_tokenizer):
+    model = precise
     tokens: list[int] = []
     model.register_forward_pre_hook(
         lambda _, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
