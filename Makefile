@@ -6,7 +6,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_cpu_threads_per_process 1 --con
 .PHONY: quickstart test lint clean
 
 quickstart: .venv/installed  ## The whole chain on the embedded model and dialogues, and a table of all phases.
-	@echo "Phases 1 and 2: Gemma 3 270M on 112 Korean dialogues. Go on after a stop with: make quickstart"
+	@echo "Phases 1 and 2: Gemma 3 270M on 128 Korean dialogues. Go on after a stop with: make quickstart"
 	$(LAUNCH) recipes/sft.py --output_dir $(RUN) --resume_from_checkpoint true
 	test $(RUN)/results.json -nt $(RUN)/phase2/manifest.json || \
 		$(LAUNCH) recipes/evaluate.py --model embedded $(RUN)/phase1 $(RUN)/phase2 \

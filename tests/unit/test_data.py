@@ -691,7 +691,7 @@ def test_one_file_is_read_for_either_split_but_holds_no_eval_split(write):
 @pytest.mark.parametrize(
     ("name", "split", "rows", "references"),
     [
-        ("embedded-ko", "train", 112, 1),
+        ("embedded-ko", "train", 128, 1),
         ("embedded-ko", "eval", 32, 2),
         ("embedded-en", "train", 22, None),
         ("embedded-en", "eval", 10, None),
