@@ -72,7 +72,7 @@ GROWING: dict[type, type[_Growing]] = {DynamicLayer: GrowingLayer, DynamicSlidin
 
 
 def blank(cache: Cache, rows: int, tokens: int) -> Cache:
-    """A cache of the same kinds of layers for so many rows and tokens, all zeros as yet."""
+    """A cache of the same kinds of layers that counts so many tokens of so many rows as read; all are zeros as yet."""
     larger = copy(cache)
     larger.layers = [copy(layer) for layer in cache.layers]
     for layer in larger.layers:

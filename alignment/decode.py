@@ -12,7 +12,7 @@ from alignment.cache import GROWING, blank, growing
 
 Choose: TypeAlias = Callable[[Tensor, list[int], int], Tensor]  # see `decode`
 BLOCK = 512  # tokens of the vocabulary that are summed together to draw one
-READ_TOKENS = 2048  # of prompts read together: more are read no faster, and padded to a longer one
+READ_TOKENS = 2048  # of prompts read together: two CPU cores read more no faster, and all are padded to the longest
 
 
 def noise(seed: int, places: Sequence[int], tokens: int) -> Tensor:
@@ -81,7 +81,9 @@ def prefill(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -
             use_cache=True, logits_to_keep=1,
         )  # fmt: skip
         cache: Any = getattr(output, "past_key_values", None)
-        if type(cache) is not DynamicCache or {*map(type, cache.layers)} - GROWING.keys():
+        if type(cache) is not DynamicCache:
+            return None
+        if any(type(layer) not in GROWING or layer.keys is None for layer in cache.layers):
             return None
         if whole is None:
             whole = blank(cache, *mask.shape)

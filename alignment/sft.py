@@ -96,7 +96,7 @@ def encode(
     read = [encode_example(record, instructions_for(record, phase)[0], form, tokenizer) for record in held_out]
     return Encoded(
         train=examples,
-        held_out=sorted(read, key=lambda example: len(example["input_ids"])),  # or padding would be a third of them
+        held_out=sorted(read, key=lambda example: len(example["input_ids"])),  # else a third would be padding
         summaries=HeldOut(
             prompts=[encode_prompt(prompt, form, tokenizer) for prompt in prompts],
             references=[list(record.references) for record in sample],

@@ -241,6 +241,19 @@ def test_prompts_to_summarise_leave_room_for_a_summary_in_the_context(tiny_model
     assert len(encoded.held_out[0]["input_ids"]) > len(whole)  # its loss is that of the whole dialogue
 
 
+def test_held_out_dialogues_are_read_beside_others_of_their_length_and_shown_in_their_order(
+    tiny_model: Path, dialogues: Path
+):
+    tokenizer, held_out = load_tokenizer(str(tiny_model)), load_records(dialogues, split="eval")[0][::-1]
+    encoded = encode(
+        held_out, held_out, 1, "instruction", tokenizer, SFTArguments(report_to=[], use_cpu=True), 8,
+        score=lambda *_: 0.0,
+    )  # fmt: skip
+    lengths = [len(example["input_ids"]) for example in encoded.held_out]
+    assert lengths == sorted(lengths) != [len(example["input_ids"]) for example in encoded.train]
+    assert encoded.summaries.references == [list(record.references) for record in held_out]
+
+
 @pytest.mark.parametrize("weights", [{"dtype": "bfloat16"}, {"load_in_4bit": True}], ids=["bfloat16", "4-bit"])
 def test_fp16_is_refused_where_the_trained_weights_are_16_bit(weights: dict, sft_flags_for: Flags, tmp_path: Path):
     with pytest.raises(InputError, match="--fp16 true: scales gradients of float32 weights alone"):
