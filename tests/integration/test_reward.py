@@ -22,6 +22,7 @@ from alignment.errors import InputError
 from alignment.launch import launch
 from alignment.ppo.roles import HEAD
 from alignment.records import Record
+from alignment.submission import one_line
 from recipes import reward, sft
 from reward.attribution import Attribution
 from reward.candidates import CORRUPTED
@@ -325,10 +326,10 @@ def test_overwriting_samples_and_trains_anew(copied: Path, flags: Flags):
 
 
 def journaled(folder: Path) -> dict[int, str]:
-    """What a killed run had sampled at the first temperature, by its place in the file of samples."""
+    """What a killed run had sampled at the first temperature, as and by its place in the file of samples."""
     (journal,) = (folder / "data").glob("train.samples-at-0.7.*.journal")
     _, *lines = journal.read_bytes().split(b"\n")
-    return {index: text for index, text, _ in map(json.loads, lines[:-1])}
+    return {index: one_line(text) for index, text, _ in map(json.loads, lines[:-1])}
 
 
 @dataclass
