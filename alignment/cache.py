@@ -1,4 +1,4 @@
-"""A KV cache that grows in place, for the loop that decodes token by token."""
+"""A KV cache for the loop that decodes token by token: filled a few rows at a time, then growing in place."""
 
 from copy import copy
 from typing import Any
