@@ -58,13 +58,16 @@ class HeldOutRouge(Trainer):
     def summarize(self, rows: int | None = None) -> list[str]:
         """What the model writes now for the held-out dialogues, or the first few of them."""
         assert self.held_out is not None
+        model = self.accelerator.unwrap_model(self.model)
+        # A CPU has room for as many together as recipes/evaluate.py: 16 take 0.6 of the time of two batches of 8.
+        batch_size = None if model.device.type == "cpu" else self.args.per_device_eval_batch_size
         texts = generate(
-            self.accelerator.unwrap_model(self.model),
+            model,
             self.processing_class,
             self.held_out.prompts[:rows],
             end_token_id=self.held_out.end_token_id,
             max_new_tokens=self.held_out.max_new_tokens,
-            decoding=Decoding(batch_size=self.args.per_device_eval_batch_size),
+            decoding=Decoding(batch_size=batch_size),
         )
         if self.held_out.show:
             self.held_out.show(self.state.global_step, texts[0])
