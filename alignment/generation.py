@@ -1,6 +1,7 @@
 """Summaries from a model: length-sorted batches, greedy, sampling or beams, in the order asked for."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -67,7 +68,7 @@ class Decoding:
     batch_size: int | None = field(
         default=None,
         metadata={
-            "help": f"Dialogues summarised at a time; by default what has {BATCH_TOKENS:,} tokens, or fits a GPU."
+            "help": f"Dialogues summarised at a time; by default what has {BATCH_TOKENS:,} tokens, or fits."
         },
     )
     seed: int = field(default=42, metadata={"help": "Seed of sampling."})
@@ -269,12 +270,15 @@ def _limit(decoding: Decoding, prompt_tokens: int, max_new_tokens: int) -> int:
 
 
 def batch_tokens(models: Sequence[PreTrainedModel]) -> int:
-    """Tokens of a batch whose size is not given: `BATCH_TOKENS`, or fewer where their KV cache would fill a GPU.
+    """Tokens of a batch whose size is not given: `BATCH_TOKENS`, or fewer where their KV cache would fill the memory.
 
-    It gets two fifths of what the weights leave, by the GPU's size, so that batches are the same ones after a kill.
+    It gets two fifths of what the weights leave of a GPU, or of a process's share of the machine, by its size, so that
+    batches are the same ones after a kill.
     """
-    if models[0].device.type != "cuda":
-        return BATCH_TOKENS
+    if models[0].device.type == "cuda":
+        memory = torch.cuda.get_device_properties(models[0].device).total_memory
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     each = 0
     for model in models:
         for layer in model.config.get_text_config().per_layer_config:  # Gemma 4 has two kinds
@@ -284,8 +288,7 @@ def batch_tokens(models: Sequence[PreTrainedModel]) -> int:
             size = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
             each += 2 * heads * size * model.dtype.itemsize
     weights = sum(weight.nbytes for model in models for weight in model.parameters())
-    left = torch.cuda.get_device_properties(models[0].device).total_memory - weights
-    return min(BATCH_TOKENS, int(0.4 * left) // each)
+    return min(BATCH_TOKENS, int(0.4 * (memory - weights)) // each)
 
 
 def batches(lengths: list[int], decoding: Decoding, tokens: int) -> Iterator[slice]:

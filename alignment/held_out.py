@@ -59,7 +59,7 @@ class HeldOutRouge(Trainer):
         """What the model writes now for the held-out dialogues, or the first few of them."""
         assert self.held_out is not None
         model = self.accelerator.unwrap_model(self.model)
-        # A CPU has room for as many together as recipes/evaluate.py: 16 take 0.6 of the time of two batches of 8.
+        # A CPU writes as many together as there is room for: 16 of quickstart's take 0.6 of the time of two batches.
         batch_size = None if model.device.type == "cpu" else self.args.per_device_eval_batch_size
         texts = generate(
             model,

@@ -1,6 +1,7 @@
 """alignment/generation.py against greedy decoding written out: one prompt, no padding, no cache."""
 
 import math
+import os
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -378,8 +379,9 @@ def test_a_batch_has_as_many_dialogues_as_one_says():
     assert [lengths[part] for part in parts] == [[5, 6, 7], [8, 9, 10], lengths[6:]]
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize(
-    ("config", "weights_gib", "gpu_gib", "kilobytes_a_token"),
+    ("config", "weights_gib", "memory_gib", "kilobytes_a_token"),
     [
         (LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32), 3.9, 12, 512),
         (GPTJConfig(n_embd=4096, n_layer=28, n_head=16), 4.2, 12, 448),
@@ -387,20 +389,24 @@ def test_a_batch_has_as_many_dialogues_as_one_says():
         (Gemma4TextConfig(num_hidden_layers=30), 4.0, 10, 140),
     ],
 )
-def test_on_a_gpu_the_keys_and_values_of_a_batch_leave_room(
-    config, weights_gib, gpu_gib, kilobytes_a_token, monkeypatch
+def test_the_keys_and_values_of_a_batch_leave_room(
+    config, weights_gib, memory_gib, kilobytes_a_token, device, monkeypatch
 ):
     gib = 2**30
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gpu_gib * gib), raising=False
-    )
+    if device == "cuda":
+        gpu = SimpleNamespace(total_memory=memory_gib * gib)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu, raising=False)
+    else:  # two processes share the machine
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        pages = {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2 * memory_gib * gib // 2**12}
+        monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     weight = torch.empty(int(weights_gib * gib), dtype=torch.uint8, device="meta")
     model = SimpleNamespace(
-        device=torch.device("cuda"), dtype=torch.bfloat16, config=config, parameters=lambda: iter([weight])
+        device=torch.device(device), dtype=torch.bfloat16, config=config, parameters=lambda: iter([weight])
     )
     for models in ([model], [model, model]):
         taken = batch_tokens(models) * len(models) * kilobytes_a_token * 1024
-        left = (gpu_gib - weights_gib * len(models)) * gib
+        left = (memory_gib - weights_gib * len(models)) * gib
         assert 0.39 * left < taken <= 0.4 * left
 
 
