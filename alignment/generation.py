@@ -67,9 +67,7 @@ class Decoding:
     )
     batch_size: int | None = field(
         default=None,
-        metadata={
-            "help": f"Dialogues summarised at a time; by default what has {BATCH_TOKENS:,} tokens, or fits."
-        },
+        metadata={"help": f"Dialogues summarised at a time; by default what has {BATCH_TOKENS:,} tokens, or fits."},
     )
     seed: int = field(default=42, metadata={"help": "Seed of sampling."})
 
