@@ -5,8 +5,8 @@
     python benchmarks/memory.py --tasks yaml
 
 The models have their exact shapes and random weights: nothing is downloaded. `sft` and `ppo` are in 4 bits and of one
-size for all; `yaml` is fine-tuning as the model's file in recipes/configs says, in dialogues of full length. On a GPU
-the trainers run, and the figures are torch's `max_memory_allocated` and tokens a second. Everywhere, the same steps
+size for all; `yaml` and `yaml_ppo` are as the model's file in recipes/configs says, in dialogues of full length. On a
+GPU the trainers run, and the figures are torch's `max_memory_allocated` and tokens a second. Everywhere, the same steps
 also run on tensors that have a size but no content (torch's meta device), and the most bytes that live at once are the
 estimate. To either, the GPU adds what CUDA itself takes and what the allocator loses, about 1 GiB together.
 """
@@ -63,8 +63,7 @@ from alignment.ppo.prompt_cache import join
 from alignment.ppo.roles import ADAPTER, HEAD, POLICY, REFERENCE, RewardRole, RewardStart
 from alignment.ppo.rollout import judge_batch, prefill
 from alignment.sft import DialogueSFTTrainer
-from reward.model import make_batch
-from reward.model import raw_scores as score
+from reward.model import CHUNKS, make_batch, raw_scores, select
 
 GIB = 2**30
 SHAPES = {
@@ -96,7 +95,7 @@ SHAPES = {
     )
 }  # fmt: skip
 SUMMARY_TOKENS = 96
-PPO_BATCH, PPO_MICRO_BATCH, PROMPT_TOKENS, NEW_TOKENS = 8, 1, 768, 96
+SCORED_BATCH = 8  # dialogues that a reward model scores at a time
 
 
 @dataclass(frozen=True)
@@ -113,14 +112,44 @@ class FineTuning:
     @classmethod
     def of(cls, name: str) -> "FineTuning":
         """As the model's YAML in recipes/configs says."""
-        settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text("utf-8"))
+        settings = settings_of(name)
         return cls(
             settings["per_device_train_batch_size"], settings["max_length"], settings.get("load_in_4bit", False),
             settings.get("gradient_checkpointing", False), settings["lora_r"], settings["lora_dropout"],
         )  # fmt: skip
 
 
-def build(config: PreTrainedConfig, device: str, how: FineTuning) -> PreTrainedModel:
+@dataclass(frozen=True)
+class Updates:
+    """What an update of PPO is of: completions sampled together, tokens of each, and how the model is loaded."""
+
+    batch: int = 8
+    micro_batch: int = 1
+    prompt_tokens: int = 768
+    new_tokens: int = 96
+    in_4_bits: bool = True
+    lora_r: int = 16
+    lora_dropout: float = 0.0
+
+    @classmethod
+    def of(cls, name: str) -> "Updates":
+        """As the model's YAML in recipes/configs says, in prompts that fill its length."""
+        settings = settings_of(name)
+        own = settings["ppo"]
+        new_tokens = own.get("max_new_tokens", settings.get("max_new_tokens", 128))
+        return cls(
+            own.get("generation_batch_size", PPOConfig.generation_batch_size), own["per_device_train_batch_size"],
+            own.get("max_length", PPOConfig.max_length) - new_tokens, new_tokens, settings.get("load_in_4bit", False),
+            settings["lora_r"], settings["lora_dropout"],
+        )  # fmt: skip
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """What a model's YAML in recipes/configs says."""
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text("utf-8"))
+
+
+def build(config: PreTrainedConfig, device: str, how: FineTuning | Updates) -> PreTrainedModel:
     """A model of this shape with random weights and new adapters; 4-bit ones but for embeddings, norms and head."""
     name2qmap["dynamic"] = create_dynamic_map()  # or the first device keeps it, which may be the one without content
     with torch.device("meta"):
@@ -205,23 +234,29 @@ def sft_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str
     optimizer.zero_grad()
 
 
-def ppo_update(roles: Roles, optimizer: torch.optim.Optimizer) -> None:
+def ppo_update(roles: Roles, optimizer: torch.optim.Optimizer, how: Updates) -> None:
     """An update as `PPOTrainer` makes it, but for the tokens between the first and the last of a completion."""
-    device, prompt, new = roles.device, PROMPT_TOKENS, NEW_TOKENS
-    prompts = [[i, *[1] * (prompt - 1)] for i in range(PPO_BATCH)]  # none equal, or it would be read once
-    ids, mask = (torch.ones(PPO_BATCH, prompt + new, dtype=torch.long, device=device) for _ in range(2))
+    device, prompt, new = roles.device, how.prompt_tokens, how.new_tokens
+    prompts = [[i, *[1] * (prompt - 1)] for i in range(how.batch)]  # none equal, or it would be read once
+    ids, mask = (torch.ones(how.batch, prompt + new, dtype=torch.long, device=device) for _ in range(2))
     with torch.no_grad():  # sample
-        cache = growing(join(prefill(roles, prompts, POLICY, PPO_MICRO_BATCH), device))
+        cache = growing(join(prefill(roles, prompts, POLICY, how.micro_batch), device))
         roles.model(ids[:, prompt - 1 : -1], attention_mask=mask[:, :-1], past_key_values=cache, logits_to_keep=1)
         logits = roles.model(ids[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
         logits[:, -1].float().softmax(-1).cumsum(-1, dtype=torch.float64)
         del cache, logits
-    cache = join(prefill(roles, prompts, roles.prompt_role, PPO_MICRO_BATCH), device)
-    RewardRole(roles, 0)(ids[:, prompt - 1 :], mask, mask.cumsum(1) - 1, cache, use_cache=True)
+    cache = join(prefill(roles, prompts, roles.prompt_role, how.micro_batch)[:SCORED_BATCH], device)
+    ids, mask, role = ids[:SCORED_BATCH], mask[:SCORED_BATCH], RewardRole(roles, 0)
+    positions = mask.cumsum(1) - 1
+    role(ids[:, prompt - 1 : prompt], mask[:, :prompt], positions[:, :prompt], cache, use_cache=True)
+    for rows in torch.arange(len(ids), device=device).tensor_split(CHUNKS):  # as `raw_scores` goes on
+        part = select(cache, rows)
+        role(ids[rows, prompt:], mask[rows], positions[rows, prompt:], part, use_cache=True)
+        del part
     del cache
-    of_part = [roles.prefill(prompts[:PPO_MICRO_BATCH], role) for role in (POLICY, REFERENCE, roles.prompt_role)]
+    of_part = [roles.prefill(prompts[: how.micro_batch], role) for role in (POLICY, REFERENCE, roles.prompt_role)]
     micro = {
-        f"{part}_{kind}": torch.ones(PPO_MICRO_BATCH, tokens, dtype=dtype, device=device)
+        f"{part}_{kind}": torch.ones(how.micro_batch, tokens, dtype=dtype, device=device)
         for part, tokens in (("prompt", prompt), ("completion", new))
         for kind, dtype in (("ids", torch.long), ("mask", torch.bool))
     }
@@ -250,14 +285,14 @@ def adam_with_moments(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return optimizer
 
 
-def estimate(config: PreTrainedConfig, how: FineTuning | None, device: str = "meta") -> float:
-    """Peak memory (GiB) of fine-tuning, or of PPO where that is None; on the meta device without doing it."""
+def estimate(config: PreTrainedConfig, how: FineTuning | Updates, device: str = "meta") -> float:
+    """Peak memory (GiB) of fine-tuning or of PPO; on the meta device without doing it."""
     meta_config.meta_nonzero_assume_all_nonzero = True  # no completion ends early
     attention = fused_attention if device == "meta" else nn.functional.scaled_dot_product_attention
     as_on_a_gpu = patch.object(nn.functional, "scaled_dot_product_attention", attention)
     with tempfile.TemporaryDirectory() as folder, Peak(device) as memory, as_on_a_gpu:
-        model = build(config, device, how or FineTuning())
-        if how:
+        model = build(config, device, how)
+        if isinstance(how, FineTuning):
             for parameter in filter(lambda one: one.requires_grad, model.parameters()):
                 parameter.data = parameter.data.to(torch.bfloat16)  # as TRL does where the base has 4 bits
             if how.checkpointing:
@@ -277,7 +312,7 @@ def estimate(config: PreTrainedConfig, how: FineTuning | None, device: str = "me
                 roles = Roles(model, RewardStart(Path(folder)))
             optimizer = adam_with_moments(roles.trained())
             memory.peak = memory.live
-            ppo_update(roles, optimizer)
+            ppo_update(roles, optimizer, how)
     return memory.peak / GIB
 
 
@@ -288,12 +323,12 @@ def tokenizer_of(config: PreTrainedConfig) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1", padding_side="left")
 
 
-def measure(config: PreTrainedConfig, how: FineTuning | None, folder: Path) -> dict[str, float]:
+def measure(config: PreTrainedConfig, how: FineTuning | Updates, folder: Path) -> dict[str, float]:
     """Peak memory and tokens a second of either task, by the trainers, on what this machine has."""
     on_gpu = torch.cuda.is_available()
     gc.collect()  # trainers refer to themselves: the model of the task before may still be there
     torch.cuda.empty_cache()
-    model = build(config, "cuda" if on_gpu else "cpu", how or FineTuning())
+    model = build(config, "cuda" if on_gpu else "cpu", how)
     torch.cuda.empty_cache()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -302,7 +337,7 @@ def measure(config: PreTrainedConfig, how: FineTuning | None, folder: Path) -> d
         "output_dir": str(folder / "run"), "gradient_accumulation_steps": 1, "eval_strategy": "no",
         "save_strategy": "no", "load_best_model_at_end": False, "use_cpu": not on_gpu,
     }  # fmt: skip
-    if how:
+    if isinstance(how, FineTuning):
         example = {
             "input_ids": [2] * how.tokens,
             "labels": [-100] * (how.tokens - SUMMARY_TOKENS) + [2] * SUMMARY_TOKENS,
@@ -328,13 +363,15 @@ def measure(config: PreTrainedConfig, how: FineTuning | None, folder: Path) -> d
         def scorer(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
             summaries = [[ids] for ids in tokenizer(completions).input_ids]
             batch = make_batch(tokenizer(prompts).input_ids, summaries, tokenizer)
-            return score(role, {name: tensor.to(roles.device) for name, tensor in batch.items()}).tolist()
+            return raw_scores(role, {name: tensor.to(roles.device) for name, tensor in batch.items()}).tolist()
 
         # Each begins in its own way, for a prompt that is there twice is read once.
-        prompts = [" ".join([f"w{3 + i}", *["w2"] * (PROMPT_TOKENS - 1)]) for i in range(PPO_BATCH)]
-        common |= {"per_device_train_batch_size": PPO_MICRO_BATCH, "gradient_accumulation_steps": PPO_BATCH}
+        prompts = [" ".join([f"w{3 + i}", *["w2"] * (how.prompt_tokens - 1)]) for i in range(how.batch)]
+        common |= {"per_device_train_batch_size": how.micro_batch}
+        common |= {"gradient_accumulation_steps": how.batch // how.micro_batch}
         args = PPOConfig(
-            **common, rollout_batch_size=PPO_BATCH, max_new_tokens=NEW_TOKENS, num_updates=3, logging_steps=1,
+            **common, rollout_batch_size=how.batch, generation_batch_size=how.batch, max_new_tokens=how.new_tokens,
+            max_length=None, num_updates=3, logging_steps=1,
         )  # fmt: skip
         trainer = PPOTrainer(
             model=roles, args=args, train_dataset=Dataset.from_dict({"prompt": prompts}),
@@ -367,7 +404,7 @@ class Clock(TrainerCallback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES), help="which models")
-    tasks = ["sft", "ppo", "yaml"]
+    tasks = ["sft", "ppo", "yaml", "yaml_ppo"]
     parser.add_argument("--tasks", nargs="+", default=tasks, choices=tasks, help="which tasks")
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each task")
     options = parser.parse_args()
@@ -376,7 +413,8 @@ def main() -> None:
     device = torch.cuda.get_device_name() if on_gpu else "none: estimated, not measured"
     for name in options.models:
         for task in options.tasks:
-            how = {"sft": FineTuning(), "ppo": None, "yaml": FineTuning.of(name)}[task]
+            sizes = {"sft": FineTuning(), "ppo": Updates(), "yaml": FineTuning.of(name), "yaml_ppo": Updates.of(name)}
+            how = sizes[task]
             figures = {"estimated_gib": round(estimate(SHAPES[name], how), 2)}
             if on_gpu:
                 with tempfile.TemporaryDirectory() as folder:

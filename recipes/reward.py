@@ -120,7 +120,7 @@ def train_model(
     trainer = make_trainer(model, tokenizer, args, current.folder, examples["train"], examples["held_out"])
     current.train(trainer)
     reward_model = RewardModel(model.eval(), **prompting, attribution=attribution)
-    reward_model.centre(records["held_out"], args.attribution_weight)
+    reward_model.centre(records["held_out"], args.attribution_weight, args.per_device_eval_batch_size)
     reward_model.save(current.folder)
     current.finish()
 

@@ -72,17 +72,18 @@ def make_batch(
     }  # fmt: skip
 
 
-def raw_scores(model: nn.Module | RewardRole, batch: Batch) -> Tensor:
+def raw_scores(model: nn.Module | RewardRole, batch: Batch, parts: int = CHUNKS) -> Tensor:
     """The head's raw score of each summary (N), at its last token that is not the pad token.
 
     That is its end token, or the one before where a tokenizer pads with the end token.
 
-    Summaries of like length are read together, so that little is padding; in `CHUNKS` parts however many they are, so
-    that all processes call the model equally often, as sharded weights need it.
+    Args:
+        parts: In which the summaries are read, those of like length together, so that little is padding. All processes
+            call the model equally often, as sharded weights need it. Each part has a copy of its dialogues' KV cache.
     """
     lengths = batch["summary_mask"].sum(1)
     order = lengths.argsort(stable=True)
-    enough = torch.cat([order, order[-1:].expand(max(0, CHUNKS - len(order)))])
+    enough = torch.cat([order, order[-1:].expand(max(0, parts - len(order)))])
     prompt_mask = batch["attention_mask"]
     # What is recomputed under gradient checkpointing keeps no KV cache: each summary is read with its prompt.
     whole = (
@@ -97,7 +98,7 @@ def raw_scores(model: nn.Module | RewardRole, batch: Batch) -> Tensor:
         ).past_key_values
         whole = any(type(layer) not in GROWING for layer in of_prompts.layers)  # a state cannot be given to several
     scores = []
-    for rows in enough.tensor_split(CHUNKS):
+    for rows in enough.tensor_split(parts):
         owner, longest = batch["owner"][rows], int(lengths[rows].max())
         summaries = slice(0, -(-longest // 16) * 16)  # few widths: for each, torch on a CPU keeps work space
         ids, mask = batch["summary_ids"][rows, summaries], batch["summary_mask"][rows, summaries]
@@ -106,15 +107,16 @@ def raw_scores(model: nn.Module | RewardRole, batch: Batch) -> Tensor:
         if whole:
             ids, cache = torch.cat([batch["input_ids"][owner], ids], dim=1), None
         else:
-            cache, positions = _select(of_prompts, owner), positions[:, prompt_mask.shape[1] :]
+            cache, positions = select(of_prompts, owner), positions[:, prompt_mask.shape[1] :]
         output = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=not whole
         )
         scores.append(output.logits.squeeze(1))
+        del output, cache  # or they would stay until the next part has its own
     return torch.cat(scores)[: len(order)][order.argsort()]
 
 
-def _select(cache: Cache, rows: Tensor) -> Cache:
+def select(cache: Cache, rows: Tensor) -> Cache:
     """The KV cache of these rows, as one of its own."""
     chosen = copy(cache)
     chosen.layers = [copy(layer) for layer in cache.layers]
@@ -293,16 +295,17 @@ class RewardModel:
         self.tokenizer.save_pretrained(str(path))
         self.save(path)
 
-    def centre(self, records: list[Record], attribution_weight: float = 0.0) -> None:
+    def centre(self, records: list[Record], attribution_weight: float = 0.0, batch_size: int = 8) -> None:
         """Takes the scale from the references of these records.
 
         Args:
             attribution_weight: Of `attribution`, in deviations of the head's scores.
+            batch_size: As `score` takes it.
         """
         self.scale, self.attribution_weight = Scale(), 0.0
         of_references = [(record.dialogue, text) for record in records for text in record.references]
         dialogues, references = map(list, zip(*of_references, strict=True))
-        raw = np.array(self.score(dialogues, references))
+        raw = np.array(self.score(dialogues, references, batch_size))
         self.attribution_weight = attribution_weight * _deviation(raw)
         told = np.array(list(map(self.attribution.score, dialogues, references)))
         self.scale = Scale.of(raw + self.attribution_weight * told, references)
@@ -313,7 +316,7 @@ class RewardModel:
         """One score for each summary, in order; a dialogue that comes several times is read once a batch.
 
         Args:
-            batch_size: Dialogues at a time, which are sorted by length.
+            batch_size: Dialogues at a time, which are sorted by length, and summaries at a time.
             description: Shown with a progress bar, or None for none.
 
         Raises:
@@ -336,7 +339,8 @@ class RewardModel:
                 )
                 batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
                 indices = [i for _, own in part for i in own]
-                for i, of_head in zip(indices, raw_scores(self.model, batch).tolist(), strict=True):
+                parts = max(CHUNKS, math.ceil(len(indices) / batch_size))
+                for i, of_head in zip(indices, raw_scores(self.model, batch, parts).tolist(), strict=True):
                     told = self.attribution.score(dialogues[i], summaries[i])
                     scores[i] = self.scale.score(of_head + self.attribution_weight * told, summaries[i])
                 progress.advance(len(part))

@@ -36,7 +36,7 @@ def test_a_shape_has_the_parameters_of_the_published_model(name: str):
 
 def test_7b_is_estimated_within_the_memory_that_is_promised():
     assert memory.estimate(memory.SHAPES["llama-2-ko-7b"], memory.FineTuning()) < 7
-    assert memory.estimate(memory.SHAPES["llama-2-ko-7b"], None) < 12
+    assert memory.estimate(memory.SHAPES["llama-2-ko-7b"], memory.Updates()) < 12
 
 
 @pytest.mark.parametrize("name", ["gemma-3-270m", "qwen3-0.6b"])
@@ -55,8 +55,10 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_tokens")
-@pytest.mark.parametrize("how", [FEW, replace(FEW, in_4_bits=False, checkpointing=False, lora_dropout=0.1), None])
-def test_the_estimate_is_what_the_steps_take(how: memory.FineTuning | None):
+@pytest.mark.parametrize(
+    "how", [FEW, replace(FEW, in_4_bits=False, checkpointing=False, lora_dropout=0.1), memory.Updates()]
+)
+def test_the_estimate_is_what_the_steps_take(how: memory.FineTuning | memory.Updates):
     estimated, taken = (memory.estimate(SMALL, how, device) for device in ("meta", "cpu"))
     assert estimated == pytest.approx(taken, rel=0.1)
 
@@ -69,8 +71,7 @@ def test_the_estimate_is_what_the_trainer_takes(tmp_path: Path, monkeypatch: pyt
     assert memory.estimate(SMALL, FEW) == pytest.approx(peak.peak / memory.GIB, rel=0.1)
 
 
-def test_updates_of_ppo_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name, value in (("PPO_BATCH", 2), ("PROMPT_TOKENS", 24), ("NEW_TOKENS", 4)):
-        monkeypatch.setattr(memory, name, value)
+def test_updates_of_ppo_are_measured(tmp_path: Path):
+    few = memory.Updates(batch=2, prompt_tokens=24, new_tokens=4)
     with contextlib.redirect_stderr(None):
-        assert memory.measure(SMALL, None, tmp_path)["tokens_per_second"] > 0
+        assert memory.measure(SMALL, few, tmp_path)["tokens_per_second"] > 0

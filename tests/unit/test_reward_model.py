@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -32,8 +33,9 @@ from alignment.errors import InputError
 from alignment.ppo.roles import HEAD
 from alignment.records import Record
 from alignment.run import write_json
+from reward import model as reward_model
 from reward.attribution import Attribution
-from reward.model import RewardModel, Scale, encode_summaries, head_of, load_scorer, make_batch, raw_scores
+from reward.model import RewardModel, Scale, encode_summaries, head_of, load_scorer, make_batch, raw_scores, select
 from reward.pairs import Pair
 from reward.trainer import PairCollator, make_examples, make_trainer
 
@@ -219,6 +221,24 @@ def test_a_score_does_not_depend_on_the_other_summaries_where_the_dialogue_is_be
     alone = model.score([text], ["짧은 요약."])
     beside = model.score([text, DIALOGUES[0]], ["짧은 요약.", "아주 긴 요약입니다. " * 40])
     assert beside[:1] == pytest.approx(alone, abs=1e-5)
+
+
+def test_scoring_holds_no_more_copies_of_a_dialogue_than_a_batch_has_rows(saved, monkeypatch):
+    caches, rows, alive = [], [], []
+
+    def counted(cache, owner):
+        alive.append(sum(one() is not None for one in caches))
+        chosen = select(cache, owner)
+        caches.append(weakref.ref(chosen))
+        rows.append(len(owner))
+        return chosen
+
+    expected = saved.model.score(DIALOGUES[:2] * 10, REFERENCES[:1] * 20)
+    monkeypatch.setattr(reward_model, "select", counted)
+    scores = saved.model.score(DIALOGUES[:2] * 10, REFERENCES[:1] * 20, batch_size=2)
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert (max(rows), sum(rows)) == (2, 20)
+    assert set(alive) == {0}
 
 
 def test_nothing_to_score_is_no_scores(llama):
