@@ -19,7 +19,7 @@ from typing import Any
 from alignment.errors import InputError
 from alignment.formats import EXTENSIONS, file_rows, json_lines, listed, write_rows, write_text
 from alignment.hub import HUB_HELD_OUT, hub_rows, hub_splits
-from alignment.records import KEYS, Record, clean, flat, identity, pick, record_of
+from alignment.records import KEYS, SPEAKERS, Record, clean, flat, identity, pick, record_of
 from alignment.run import is_main_process, say
 from alignment.turns import check_turns
 
@@ -84,8 +84,8 @@ def load_records(
 
     if other_turns * 2 > (read := len(records) + len(rejected)):
         raise InputError(
-            f"{source}: {other_turns} of {read} rows have an id that is there already, with another dialogue. It "
-            "looks like one row a turn: put the turns of each id into one row, one turn a line."
+            f"{source}: {other_turns} of {read} rows have an id that is there already, with another dialogue. "
+            f"{_ROW_A_TURN}"
         )
     if rejected and (bad_rows == "error" or not records):
         shown = [f"  row {bad.row}: {bad.fault}" for bad in rejected[:10]]
@@ -94,6 +94,9 @@ def load_records(
         raise InputError("\n".join([f"{source}: {len(rejected)} bad of {len(rows)} rows", *shown, *more, cure]))
     check_turns(source, [record.dialogue for record in records])
     return records, rejected
+
+
+_ROW_A_TURN = "It looks like one row a turn: put the turns of each dialogue into one row, one turn a line."
 
 
 def find_split(path: str | Path, split: str) -> Path | None:
@@ -250,12 +253,18 @@ def _find_rows(
     is_numbered = is_without_ids and bool(known) and not any(_could_be_id(named, name) for name in known - others)
     if is_numbered:
         known.add(keys["id"][0])
-    if missing := [_told(names) for field, names in keys.items() if field in needed and known.isdisjoint(names)]:
+    missing = [field for field, names in keys.items() if field in needed and known.isdisjoint(names)]
+    if missing and known:
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
+        an_id = next((name for name in present if name in known - others and _could_be_id(named, name)), "no")
         raise InputError(
-            f"{source}: no column or key {listed(missing)}; there are {listed(present)}; {_cure(keys, needed, known)}"
+            f"{source}: no column or key {listed(_told(keys[field]) for field in missing)}; "
+            f"there are {listed(present)}; {_cure(keys, missing, an_id)}"
         )
     if is_numbered:
+        said = [row[name] for row in named for name in keys.get("dialogue", ()) if name in row]
+        if not known.isdisjoint(SPEAKERS) and all(isinstance(text, str) and "\n" not in text for text in said):
+            raise InputError(f"{source}: a column of speakers, and no line break in any dialogue. {_ROW_A_TURN}")
         _say_once(f"{source}: no {_told(keys['id'])}, so the rows are numbered from 1.")
         rows = [{keys["id"][0]: number} | row if isinstance(row, dict) else row for number, row in enumerate(rows, 1)]
     return source, rows
@@ -277,17 +286,21 @@ def _could_be_id(rows: list[dict[str, Any]], name: str) -> bool:
     return len(values) == len(rows) and all(len(str(value)) <= 64 and "\n" not in str(value) for value in values)
 
 
-def _cure(keys: dict[str, tuple[str, ...]], needed: set[str], known: set[str]) -> str:
-    """What is to be done where a needed field has no column among those that are known."""
+def _cure(keys: dict[str, tuple[str, ...]], missing: list[str], an_id: str) -> str:
+    """What is to be done where these fields have no column.
+
+    Args:
+        an_id: The column that could be the id, as the example has it.
+    """
     cure = "rename the ones that are meant"
     if "dialogue" in keys:
-        own = next((name for name in keys["dialogue"] if name in known), None)
-        example = json.dumps({"dialogue": own or "text", "references": "abstract"}, ensure_ascii=False)
+        samples = {"id": an_id, "dialogue": "text", "references": "abstract"}
+        example = json.dumps({field: samples[field] for field in samples if field in missing}, ensure_ascii=False)
         cure = f"say which of these holds which field, for example --columns '{example}'"
-        if own and "references" in needed and known.isdisjoint(keys["references"]):
+        if missing == ["references"]:
             cure = f"training and scoring need summaries: say what holds them, --columns '{example}'"
             cure += ", or have them written by recipes/summarize.py"
-    if "id" in needed and known.isdisjoint(keys["id"]):
+    if "id" in missing:
         cure += f", or add a column {_told(keys['id']).split()[-1]}"
     return cure
 

@@ -17,8 +17,8 @@ from typing import Any
 from alignment.errors import InputError
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json")
-# An object, or a list of objects; a chat log may well begin with [name] [time].
-_JSON = re.compile(r"\{|\[\s*([{\]]|$)")
+# An object, or a list of objects or texts; a chat log may well begin with [name] [time].
+_JSON = re.compile(r'\{|\[\s*([{\]"]|$)')
 _SOMETHING = re.compile(r"[^\s\ufeff]")  # each file of those that were joined may begin with its mark
 _TURN = re.compile(r'\[|[^,:："]{1,40}[:：]')  # begins with a speaker, or as chats are exported
 # No name of a column: a sentence's end, or its length.
@@ -70,11 +70,11 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
 
     Args:
         columns: Names by which a table is known. One without any is known by its ending, or by lines of as many fields
-            between commas; then it is asked which column is which.
+            between commas, or in quotes between tabs or semicolons; then it is asked which column is which.
     """
     text = read_text(path).lstrip()
     first_line, _, rest = text.rstrip().partition("\n")
-    header = _names(first_line.split(_delimiter(first_line)))
+    header = _names(first_line.split(delimiter := _delimiter(first_line)))
     if _JSON.match(first_line) or path.suffix.lower() in EXTENSIONS:
         return False
     if len(header) > 1 and re.search("[:：]", header[0]):  # such as `A: your name, id, and phone?`
@@ -84,7 +84,8 @@ def is_plain_text(path: Path, columns: set[str]) -> bool:
     if heading or (not named and all(_SENTENCE.fullmatch(name) for name in header)):
         return True
     sentence = not rest and re.search(r", |[.!?…]$", first_line)
-    if named or "," not in first_line or sentence or _CHAT.match(first_line):
+    table = "," in first_line or (delimiter in first_line and f'{delimiter}"' in rest)  # or chats have tabs too
+    if named or not table or sentence or _CHAT.match(first_line):
         return not named
     with contextlib.suppress(InputError):
         _csv_rows(path, text)

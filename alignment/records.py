@@ -68,8 +68,12 @@ def pick(row: Any, keys: dict[str, tuple[str, ...]]) -> dict[str, Any]:
         raise InputError(f"{row!r:.60} is not an object with named values")
     named = flat(row)
     return {
-        key: next((named[name] for name in names if named.get(name) is not None), None) for key, names in keys.items()
+        key: next((named[name] for name in names if _is_there(named.get(name))), None) for key, names in keys.items()
     }
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and value == value  # NaN, which pandas writes for nothing, is not
 
 
 def record_of(fields: dict[str, Any], need_references: bool) -> Record:
@@ -89,7 +93,8 @@ def record_of(fields: dict[str, Any], need_references: bool) -> Record:
             raise InputError(f"{text!r:.60} is {kind} written as text: {cure}")
     if need_references and not references:
         raise InputError("no reference summary")
-    topic = ", ".join(clean("topic", word) for word in _several(fields["topic"]))
+    words = map(_as_text, _several(fields["topic"]))  # of which nothing here depends: what is no text is no fault
+    topic = ", ".join(clean("topic", word) for word in words if isinstance(word, str))
     return Record(name, dialogue, references, topic)
 
 
@@ -105,7 +110,7 @@ def _is_written_out(text: str) -> bool:
 
 
 def _several(value: Any) -> list[Any]:
-    return [one for one in (value if isinstance(value, list) else [value]) if one is not None]
+    return [one for one in (value if isinstance(value, list) else [value]) if _is_there(one)]
 
 
 def _turn(number: int, turn: Any) -> str:
@@ -117,9 +122,7 @@ def _turn(number: int, turn: Any) -> str:
     for found, names in ((speaker, SPEAKERS), (utterance, UTTERANCES)):
         if found is None:
             raise InputError(f"turn {number} has no {' or '.join(names)}: {turn!r:.60}")
-    if isinstance(speaker, float) and speaker.is_integer():  # pandas makes 1.0 of 1 where one is missing
-        speaker = int(speaker)
-    speaker = str(speaker) if isinstance(speaker, int) else clean(f"speaker of turn {number}", speaker)
+    speaker = clean(f"speaker of turn {number}", _as_text(speaker))
     utterance = clean(f"utterance of turn {number}", utterance)
     return f"{speaker}: {utterance}".replace("\n", " ") if utterance else ""
 
@@ -130,10 +133,17 @@ def identity(value: Any) -> str:
     Raises:
         InputError: It is neither text nor a whole number, or empty.
     """
-    name = clean("id", str(value) if isinstance(value, int) else value)
+    name = clean("id", _as_text(value))
     if not name:
         raise InputError("no id")
     return name
+
+
+def _as_text(value: Any) -> Any:
+    """A whole number as text; pandas makes 1.0 of 1 where one is missing."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int) else value
 
 
 def clean(what: str, value: Any) -> str:

@@ -160,6 +160,9 @@ def repeated_sentences(dialogue: str, summary: str) -> str:
 _MAY_END = re.compile(r"(?:[아어야해돼지자네군]|구나|(?<![\w#])\d[\d,.]*\s?(?:[가-힣%]|달러|시간|퍼센트))$")
 
 
+_NOUN = re.compile("NN.|NP|NR|XSN|ETN|SL|W_.*")  # tags of Kiwi
+
+
 def cut_ending(dialogue: str, summary: str) -> str:
     """Drops a Korean last sentence that stops in the middle, if the sentence before it is whole."""
     bare = re.sub(r"[^\w]+$", "", summary)  # 좋아해요~ is whole
@@ -168,8 +171,10 @@ def cut_ending(dialogue: str, summary: str) -> str:
     *before, last = sentences(summary)
     kept = "".join(before).rstrip()
     whole = not is_cut(kept.rstrip(".!?… "))  # a final ending stands before the stop
-    # Notes end in a noun (환불 처리 예정), and where a whole sentence may hide in the last one, all of it stays.
-    noun = not summary.endswith(",") and morphemes(bare)[-1].tag in ("NNG", "NNB", "XSN")
+    # Notes end in a noun (환불 처리 예정), a name, an address or a long number, though hardly in a speaker; and where a
+    # whole sentence may hide in the last one, all of it stays.
+    noun = bool(_NOUN.fullmatch(morphemes(bare)[-1].tag)) or bool(re.search(r"\d{3}$", bare))
+    noun = noun and not summary.endswith(",") and not re.search(r"#Person\d+$", bare)
     return kept if whole and not noun and not re.search(r"[다요죠까][.!?…]", last) else summary
 
 

@@ -33,7 +33,8 @@ def unseen_numbers(dialogue: str, summary: str) -> int:
 
     Not counted are one and two, which often stand for no number (한 번, two of them), and how many speakers there are.
     """
-    new = {value for value in numbers(summary) if value > 2} - numbers(dialogue) - {len(names_in(dialogue))}
+    own = {value for value in numbers(summary) if value > 2}  # of most summaries none: the dialogue need not be read
+    new = own and own - numbers(dialogue) - {len(names_in(dialogue))}
     return len(new - implied_numbers(dialogue)) if new else 0
 
 

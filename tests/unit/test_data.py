@@ -358,7 +358,7 @@ def test_no_rows(write, content):
 def test_missing_column_names_it_those_present_and_the_cure(write, content):
     fault = fault_of(write(content), bad_rows="skip")
     assert "no column or key dialogue; there are fname, name, text; say which of these" in fault
-    assert """for example --columns '{"dialogue": "text", "references": "abstract"}'""" in fault
+    assert """for example --columns '{"dialogue": "text"}'""" in fault
 
 
 def test_of_many_names_the_first_are_told(write):
@@ -386,6 +386,7 @@ def test_a_mapped_id_column_that_is_missing_is_not_made_up(write):
 def test_rows_are_not_numbered_where_a_column_of_another_name_may_hold_their_ids(write):
     fault = fault_of(write([{"ID": "a", "dialogue": "네."}]))
     assert "no column or key fname or id; there are ID, dialogue; say which of these" in fault
+    assert """for example --columns '{"id": "ID"}'""" in fault
     assert fault.endswith(", or add a column id")
 
 
@@ -444,7 +445,7 @@ def test_a_long_dialogue_on_one_line_and_more_is_looked_at_in_no_time(write):
 
 def test_dialogues_without_summaries_are_told_what_to_do(write):
     path = write("fname,대화\na,A: x\n")
-    example = """{"dialogue": "대화", "references": "abstract"}"""
+    example = """{"references": "abstract"}"""
     telling = f"training and scoring need summaries: say what holds them, --columns '{example}'"
     assert telling in fault_of(path, need_references=True)
 
@@ -489,7 +490,6 @@ BAD_ROWS = [
     (row("b", summary=3), "reference is 3, not a string"),
     (row("b", references=["x", 3]), "reference is 3, not a string"),
     (row("b", summary={"text": "x"}), "reference is {'text': 'x'}, not a string"),
-    (row("b", topic=3), "topic is 3, not a string"),
     (row("b", "nan"), "empty dialogue"),
     (row("b", "#NAME?"), "empty dialogue"),
     *(
@@ -564,12 +564,41 @@ def test_max_rows_takes_the_first_good_rows_and_looks_no_further(write):
     assert [one.row for one in rejected] == [1]
 
 
+def test_a_dialogue_with_a_row_for_each_turn_is_refused(write):
+    turns = [{"speaker": name, "대화": text} for name, text in (("A", "안녕"), ("B", "응"), ("A", "가자"))]
+    fault = fault_of(write(turns))
+    assert fault.endswith(f"a column of speakers, and no line break in any dialogue. {ROW_A_TURN}")
+    whole = [{"role": "상담", "대화": "A: 안녕\nB: 응"}, {"role": "상담", "대화": [{"speaker": "A", "text": "가자"}]}]
+    assert [record.dialogue for record in load_records(write(whole))[0]] == ["A: 안녕\nB: 응", "A: 가자"]
+
+
+ROW_A_TURN = "It looks like one row a turn: put the turns of each dialogue into one row, one turn a line."
+
+
+def test_what_pandas_writes_for_nothing_is_nothing(write):
+    nan = float("nan")
+    rows = [row("a") | {"summary": nan, "topic": nan}, {"fname": 2.0, "dialogue": "A: x", "summary": "답", "topic": 3}]
+    records, _ = load_records(write(rows))
+    assert [(one.id, one.references, one.topic) for one in records] == [("a", (), ""), ("2", ("답",), "3")]
+    assert "row 1: no reference summary" in fault_of(write(rows), need_references=True)
+
+
+def test_a_long_number_is_an_id_to_its_last_digit(write):
+    assert load_records(write([row(20240501123456789012)]))[0][0].id == "20240501123456789012"
+
+
+def test_a_list_of_texts_is_no_table(write):
+    assert "row 1: 'A: 안녕' is not an object with named values" in fault_of(
+        write(json.dumps(["A: 안녕", "B: 응"], ensure_ascii=False))
+    )
+
+
 def test_a_table_with_a_row_for_each_turn_is_refused_whatever_is_done_with_bad_rows(write):
     turns = [row(name, f"{name}{i}") for name in "ab" for i in range(3)]
     for bad_rows in ("error", "skip"):
         fault = fault_of(write(turns), bad_rows=bad_rows)
         assert "4 of 6 rows have an id that is there already, with another dialogue" in fault
-        assert fault.endswith("It looks like one row a turn: put the turns of each id into one row, one turn a line.")
+        assert fault.endswith(ROW_A_TURN)
     same = [row(name, name) for name in "aaabbb"]
     assert "4 bad of 6 rows\n  row 2: duplicate id 'a', first used by row 1" in fault_of(write(same))
     assert len(load_records(write(same), bad_rows="skip")[0]) == 2

@@ -127,6 +127,8 @@ def test_what_is_no_text_is_told_by_how_it_begins(start: bytes, telling: str, tm
         ('대화,요약\n"A: 안녕\nB: 응",인사\nA: 안녕, 반가워,인사\n', False),
         ("dialogue\n안녕.\n", False),
         ("dialogue\tsummary\n안녕.\t인사\n", False),
+        ('상담번호\t상담내용\n1\t"고객: 안녕하세요\n상담원: 네"\n', False),
+        ('상담번호;상담내용\n1;"고객: 안녕하세요\n상담원: 네"\n', False),
         ('{"id": "a", "dialogue": "A: 안녕"}\n', False),
     ],
 )

@@ -53,6 +53,10 @@ def test_numbers_by_value(text, values):
         ("오후 세 시에 봐.", 15),
         ("밤 11시에 봐.", 23),
         ("이공이사년이야.", 2024),
+        ("A: 아홉시까지야\nB: 응", 9),
+        ("A: 열두명이야\nB: 응", 12),
+        ("A: 칠만원이야\nB: 응", 70_000),
+        ("A: 이만 삼천 원입니다\nB: 네", 23_000),
         ("2, 000 units", 2000),
         ("It is $ 12. 50.", 12.5),
         ("Half an hour!", 30),
@@ -69,7 +73,7 @@ def test_what_numbers_imply_beyond_their_values(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["500만 원에 3천 원이야.", "오전 세 시에 봐.", "#Person1#: 응", "no second thought", "오후에 세 번 봐."]
+    "text", ["500만 원에 3천 원이야.", "오전 세 시에 봐.", "#Person1#: 응", "no second thought", "오후에 세 번 봐.", "이번 오일도 오시면 구월에"]
 )
 def test_nothing_more_is_implied(text):
     assert implied_numbers(text) <= {1, 2, 3}
