@@ -73,7 +73,15 @@ def test_what_numbers_imply_beyond_their_values(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["500만 원에 3천 원이야.", "오전 세 시에 봐.", "#Person1#: 응", "no second thought", "오후에 세 번 봐.", "이번 오일도 오시면 구월에"]
+    "text",
+    [
+        "500만 원에 3천 원이야.",
+        "오전 세 시에 봐.",
+        "#Person1#: 응",
+        "no second thought",
+        "오후에 세 번 봐.",
+        "이번 오일도 오시면 구월에",
+    ],
 )
 def test_nothing_more_is_implied(text):
     assert implied_numbers(text) <= {1, 2, 3}
