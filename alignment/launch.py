@@ -22,6 +22,8 @@ from alignment.training import refuse_sharding
 
 # In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
 DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
+# The same of memory, where it is no torch.OutOfMemoryError: a GPU's context, cuBLAS, a CPU.
+MEMORY_FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 HOW_TO_GO_ON = "The same command goes on from what is written; a training run with --resume_from_checkpoint true."
 
 
@@ -45,8 +47,12 @@ def launch(main: Callable[[], None], shards: bool = True) -> None:
         if not shards:
             refuse_sharding()
         _refuse_old_gpu()
+        _refuse_unhidden_gpu()
         main()
     except InputError as error:
+        _say_once(f"error: {error}")
+        code = 2
+    except ImportError as error:  # a package that only what the user chose needs
         _say_once(f"error: {error}")
         code = 2
     except BrokenPipeError:  # whoever read the output has left, such as `head`
@@ -55,19 +61,13 @@ def launch(main: Callable[[], None], shards: bool = True) -> None:
     except KeyboardInterrupt:
         _say_once(f"stopped. {HOW_TO_GO_ON}")
         code = 130
-    except torch.OutOfMemoryError as error:
-        _tell(
-            f"error: out of memory: {error}. When generating, lower --batch_size (reward.py: --sample_batch_size, "
-            "ppo.py: --generation_batch_size). When training, go on with --resume_from_checkpoint true and, but for "
-            "ppo.py, a lower --per_device_eval_batch_size or --gradient_checkpointing true; or start anew with a "
-            "lower --per_device_train_batch_size and more --gradient_accumulation_steps, --load_in_4bit true (but for "
-            "baseline.py), a lower --max_length, or for ppo.py --gradient_checkpointing true --reread_prompts true."
-        )
-        code, together = 2, False
     except Exception as error:
-        if not any(sign in str(error) for sign in DISK_FULL):
+        if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in MEMORY_FULL):
+            _tell_of_full_memory(error)
+        elif any(sign in str(error) for sign in DISK_FULL):
+            _tell(f"error: the disk is full: {error}. Free some space. {HOW_TO_GO_ON}")
+        else:
             raise
-        _tell(f"error: the disk is full: {error}. Free some space. {HOW_TO_GO_ON}")
         code, together = 2, False
     else:
         code = 0
@@ -130,6 +130,22 @@ def _leave_types_to_us() -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             told = f"accelerate's mixed_precision {given} is not used: --dtype and --bf16 name the types."
             console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_unhidden_gpu() -> None:
+    """`accelerate launch --cpu` leaves a GPU in sight, and transformers' trainer would take it."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and torch.cuda.is_available():
+        raise InputError("--cpu: does not hide the GPU. Use --config_file accelerate_configs/cpu.yaml instead.")
+
+
+def _tell_of_full_memory(error: Exception) -> None:
+    _tell(
+        f"error: out of memory: {error}. When generating, lower --batch_size (reward.py: --sample_batch_size, "
+        "ppo.py: --generation_batch_size). When training, go on with --resume_from_checkpoint true and, but for "
+        "ppo.py, a lower --per_device_eval_batch_size or --gradient_checkpointing true; or start anew with a "
+        "lower --per_device_train_batch_size and more --gradient_accumulation_steps, --load_in_4bit true (but for "
+        "baseline.py), a lower --max_length, or for ppo.py --gradient_checkpointing true --reread_prompts true."
+    )
 
 
 def _tell(message: str) -> None:

@@ -35,10 +35,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from alignment.arguments import ModelArguments
 from alignment.attention import avoid_faulty_attention
 from alignment.errors import InputError
+from alignment.formats import listed
 from alignment.pretrained import base_of, canonical, config_of, load_tokenizer, not_loaded, resolve
 from alignment.run import say
 from alignment.training import let_gradients_through, uses
-from alignment.weights import native_dtype
+from alignment.weights import HEAD, native_dtype
 
 # What a model is loaded with as it was trained, unless the user says otherwise.
 QUANTISATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
@@ -94,9 +95,14 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise not_loaded(config.model_name_or_path, error) from error
     except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise InputError(f"The model {name} has weights of other sizes than its config.json says.") from error
+        if "ignore_mismatched_sizes" in str(error):
+            raise InputError(f"The model {name} has weights of other sizes than its config.json says.") from error
+        if "automatic conversion" in str(error):  # transformers says no more
+            raise InputError(
+                f"The model {name} could not be quantised, most likely because its weights do not fit into the GPU's "
+                "memory. Free what else is in it (nvidia-smi), or take a smaller model."
+            ) from error
+        raise
     # transformers makes up what is missing, at random.
     if missing := sorted(loaded["missing_keys"] - ({"score.weight"} if scalar_head else set())):
         raise InputError(
@@ -205,9 +211,26 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
         named = config.lora_target_modules
         cure = "Leave it out for all linear layers" if named else "Name those that it is to be on"
         raise InputError(f"--lora_target_modules {named or 'all-linear'}: {error} {cure}.") from error
+    _check_targets(model, config)
     if not config.lora_target_modules and (left := _without_adapter(model)):
         say(f"{len(left)} linear layers have no adapter, such as {left[0]}. --lora_target_modules names others.")
     return model
+
+
+def _check_targets(model: PeftModel, config: ModelArguments) -> None:
+    """Holds that each of several names is one of a layer; PEFT passes over those that are none."""
+    adapted = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    every = [name for name, _ in model.named_modules()]
+    lists = (("lora_target_modules", adapted), ("lora_modules_to_save", every))
+    for option, layers in lists:
+        names = getattr(config, option) or []
+        for name in names if isinstance(names, list) else []:
+            if not any(f".{layer}".endswith(f".{name}") for layer in layers):
+                ends = sorted({layer.rpartition(".")[2] for layer in adapted})
+                raise InputError(f"--{option} {name}: no layer has this name. LoRA is on {listed(ends)} otherwise.")
+    head = model.get_base_model().get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        raise InputError("--lora_target_modules: the LM head takes no adapter here. Leave it out.")
 
 
 def _without_adapter(model: PeftModel) -> list[str]:
@@ -252,6 +275,7 @@ def check_adapter(folder: str | Path, base: str, flag: str = "--model_name_or_pa
     Raises:
         InputError: There is no such folder, no adapter in it, or one for another base.
     """
+    _refuse_scorer(folder)
     made_for = base_of(folder)
     if made_for is None:
         found = "a whole model" if (Path(folder) / "config.json").is_file() else "no adapter"
@@ -262,6 +286,13 @@ def check_adapter(folder: str | Path, base: str, flag: str = "--model_name_or_pa
     if made_for != canonical(base):
         raise InputError(
             f"{folder}: its adapter is for {made_for}, not for {base}. Go on with --model_name_or_path {made_for}."
+        )
+
+
+def _refuse_scorer(folder: str | Path) -> None:
+    if (Path(folder) / HEAD).is_file():
+        raise InputError(
+            f"{folder}: it scores summaries and writes none. Give one of recipes/sft.py or recipes/ppo.py."
         )
 
 
@@ -289,6 +320,7 @@ def load_for_use(name_or_path: str, config: ModelArguments) -> tuple[PreTrainedM
     Args:
         config: Type and quantisation; its `model_name_or_path` is not read.
     """
+    _refuse_scorer(name_or_path)
     tokenizer = load_tokenizer(name_or_path, config.model_revision)
     base = base_of(resolve(name_or_path))
     model = load_base(replace(config, model_name_or_path=base or name_or_path))

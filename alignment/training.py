@@ -75,11 +75,14 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.model.dtype == torch.float32:
+            for parameter in trained:  # TRL makes those on quantised weights bfloat16, which older GPUs do not know
+                parameter.data = parameter.data.float()
         if self.args.fp16 and any(parameter.dtype != torch.float32 for parameter in trained):
             raise InputError(  # which torch would be, after the first step
-                "--fp16 true: scales gradients of float32 weights alone, and these are 16-bit (TRL makes adapters on "
-                "quantised weights bfloat16). Leave it out, or use --dtype float32 without quantisation."
+                "--fp16 true: scales gradients of float32 weights alone, and these are 16-bit. Leave it out, or add "
+                "--dtype float32."
             )
 
     def create_accelerator_and_postprocess(self) -> None:

@@ -114,28 +114,32 @@ class PPOConfig(TrainerArguments, TrainingArguments):
         if self.kl_target is not None and not 0 < self.kl_target < self.max_kl:
             raise InputError(f"--kl_target {self.kl_target}: expected above 0 and below --max_kl {self.max_kl}.")
         super().__post_init__()
+        micro, processes = self.per_device_train_batch_size, self.world_size
+        if self.rollout_batch_size % (step := micro * self.gradient_accumulation_steps * processes):
+            fewer = range(self.gradient_accumulation_steps - 1, 0, -1)
+            fitting = next((n for n in fewer if self.rollout_batch_size % (micro * n * processes) == 0), None)
+            raise InputError(
+                f"--rollout_batch_size {self.rollout_batch_size}: expected a multiple of {step}, which is "
+                f"--per_device_train_batch_size {micro} x --gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps} x {processes} processes."
+                + (f" With --gradient_accumulation_steps {fitting} it is one." if fitting else "")
+            )
+        if self.rollout_batch_size % (self.num_generations * processes):
+            raise InputError(
+                f"--num_generations {self.num_generations}: expected a divisor of the {self.rollout_batch_size} "
+                f"completions an update (--rollout_batch_size), of which {processes} processes make equal parts."
+            )
 
 
 def count_steps(args: PPOConfig, prompts: int) -> tuple[int, int]:
     """Updates, and steps of the optimiser in each; settings that count updates are turned into steps.
 
     Raises:
-        InputError: No prompts, batch sizes that do not divide each other, or no update for the policy.
+        InputError: No prompts, or no update for the policy.
     """
     if not prompts:
         raise InputError("No prompts to train on.")
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if args.rollout_batch_size % step:
-        raise InputError(
-            f"--rollout_batch_size {args.rollout_batch_size}: expected a multiple of {step}, which is "
-            f"--per_device_train_batch_size {args.per_device_train_batch_size} x --gradient_accumulation_steps "
-            f"{args.gradient_accumulation_steps} x {args.world_size} processes."
-        )
-    if args.rollout_batch_size % (args.num_generations * args.world_size):
-        raise InputError(
-            f"--num_generations {args.num_generations}: expected a divisor of the {args.rollout_batch_size} "
-            f"completions an update (--rollout_batch_size), of which {args.world_size} processes make equal parts."
-        )
     steps_per_update = args.rollout_batch_size // step * args.num_ppo_epochs
     updates = args.num_updates or math.ceil(
         args.num_train_epochs * prompts * args.num_generations / args.rollout_batch_size

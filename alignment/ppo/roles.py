@@ -29,10 +29,10 @@ from alignment.errors import InputError
 from alignment.head import SCALES, TokenLogProbs
 from alignment.ppo.prompt_cache import PromptCache, join, pad, split
 from alignment.training import let_gradients_through
-from alignment.weights import intact
+from alignment.weights import HEAD, intact
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward", "value"  # PEFT saves "default" at the top
-ADAPTER, HEAD = f"adapter_{SAFE_WEIGHTS_NAME}", "head.safetensors"
+ADAPTER = f"adapter_{SAFE_WEIGHTS_NAME}"
 
 MicroBatch = dict[str, Tensor]
 
@@ -142,6 +142,11 @@ class Roles(nn.Module):
     def device(self) -> torch.device:
         """Where the base is."""
         return self.value_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the base computes in."""
+        return self.model.dtype
 
     def train(self, mode: bool = True) -> "Roles":
         """Training mode is only for recomputing activations; there is no dropout in PPO."""

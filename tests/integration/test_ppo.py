@@ -364,8 +364,8 @@ def test_what_is_to_be_overwritten_is_kept_until_the_new_run_is_finished(
 
 
 def fail_to_overwrite(flags: Flags) -> None:
-    with pytest.raises(InputError, match="--rollout_batch_size 3"):  # told where the trainer is made
-        ppo.main(flags(rollout_batch_size=3, overwrite_output_dir=True))
+    with pytest.raises(InputError, match="--value_warmup_updates 99"):  # told where the trainer is made
+        ppo.main(flags(value_warmup_updates=99, overwrite_output_dir=True))
 
 
 def test_after_a_failed_overwriting_the_run_of_before_is_put_back(

@@ -636,6 +636,17 @@ def test_settings_that_do_not_fit_are_told(tmp_path: Path, settings: dict[str, A
         trainer(tmp_path, **settings)
 
 
+def test_more_processes_are_told_how_many_steps_to_accumulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(PPOConfig, "world_size", 3)
+    with pytest.raises(
+        InputError, match=r"48: expected a multiple of 96, .* With --gradient_accumulation_steps 4 it is"
+    ):
+        PPOConfig(
+            output_dir=str(tmp_path), use_cpu=True, rollout_batch_size=48, per_device_train_batch_size=4,
+            gradient_accumulation_steps=8, eval_strategy="no", save_strategy="no",
+        )  # fmt: skip
+
+
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tmp_path: Path):
     bare = tokenizer()
     bare.pad_token = None

@@ -200,15 +200,24 @@ def test_saying_no_to_quantisation_is_the_same_as_not_saying_it(finished: Path, 
     assert "Phase 2: already done" in capsys.readouterr().err
 
 
-def test_out_of_memory_is_told_with_its_cures(capsys):
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("tried to allocate 2.00 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:30])
+def test_out_of_memory_is_told_with_its_cures(error, capsys):
     def main() -> None:
-        raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+        raise error
 
     with pytest.raises(SystemExit) as caught:
         launch(main)
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert "error: out of memory: tried to allocate 2.00 GiB" in said
+    assert f"error: out of memory: {error}" in said
     going_on, anew = said.partition("go on with ")[2].split("; or start anew")
     assert set(re.findall(r"--(\w+)", going_on)) - {"resume_from_checkpoint"} <= run.FREE_SETTINGS
     assert "--per_device_train_batch_size" in anew
@@ -254,8 +263,19 @@ def test_held_out_dialogues_are_read_beside_others_of_their_length_and_shown_in_
     assert encoded.summaries.references == [list(record.references) for record in held_out]
 
 
-@pytest.mark.parametrize("weights", [{"dtype": "bfloat16"}, {"load_in_4bit": True}], ids=["bfloat16", "4-bit"])
-def test_fp16_is_refused_where_the_trained_weights_are_16_bit(weights: dict, sft_flags_for: Flags, tmp_path: Path):
+@pytest.mark.parametrize("fp16", [False, True])  # which a CPU passes over
+def test_adapters_on_4_bit_weights_are_float32_where_the_others_are(fp16, sft_flags_for: Flags, tmp_path: Path):
+    settings = SHORT | {"max_steps": 4, "logging_steps": 1, "learning_rate": 0.1, "warmup_steps": 0, "phases": 1}
+    train(sft_flags_for(tmp_path / "out", **settings, fp16=fp16, load_in_4bit=True, dtype="float32"))
+    losses = curve(tmp_path / "out" / "phase1", "loss")
+    weights = load_file(tmp_path / "out" / "phase1" / "adapter_model.safetensors")
+    assert losses[-1] < losses[0]
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["bfloat16", "4-bit"])
+def test_fp16_is_refused_where_the_trained_weights_are_16_bit(quantised: bool, sft_flags_for: Flags, tmp_path: Path):
+    weights = {"dtype": "bfloat16", "load_in_4bit": quantised}
     with pytest.raises(InputError, match="--fp16 true: scales gradients of float32 weights alone"):
         sft.main(sft_flags_for(tmp_path / "out", fp16=True, **SHORT | weights))
 

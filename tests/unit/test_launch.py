@@ -75,6 +75,23 @@ def test_a_gpu_that_torch_was_not_built_for_is_refused(capability, code, monkeyp
     assert ("compute capability 7.0" in capsys.readouterr().err) == bool(code)
 
 
+def test_a_gpu_that_the_launcher_was_to_leave_alone_is_not_taken(monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert exit_code(lambda: None) == 0  # there is none
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)
+    assert exit_code(lambda: None) == 2
+    assert "--cpu: does not hide the GPU. Use --config_file accelerate_configs/cpu.yaml" in capsys.readouterr().err
+
+
+def test_a_package_that_is_not_there_is_told_of_in_one_line(capsys):
+    def main():
+        raise ImportError("Install it with `pip install liger-kernel`")
+
+    assert exit_code(main) == 2
+    assert capsys.readouterr().err.strip() == "error: Install it with `pip install liger-kernel`"
+
+
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
 def test_a_recipe_that_shards_no_model_is_not_run_where_one_would_be(variable, monkeypatch, capsys):
     monkeypatch.setenv(variable, "true")

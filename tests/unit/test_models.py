@@ -106,7 +106,29 @@ def test_named_targets_that_the_model_lacks_are_refused(tiny_model):
         models.load_for_training(arguments(tiny_model, lora_target_modules=["query_key_value"]))
 
 
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ({"lora_target_modules": ["q_proj", "vproj"]}, r"--lora_target_modules vproj: no layer has this name.*q_proj"),
+        ({"lora_modules_to_save": ["embed"]}, "--lora_modules_to_save embed: no layer"),
+        ({"lora_target_modules": ["q_proj", "lm_head"]}, "the LM head takes no adapter here"),
+    ],
+)
+def test_names_of_no_layer_are_not_passed_over(tiny_model, named, says):
+    with pytest.raises(InputError, match=says):
+        models.load_for_training(arguments(tiny_model, **named))
+
+
 # --- types and quantisation
+
+
+def test_weights_that_do_not_fit_while_they_are_quantised_are_told_of(tiny_model, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", full)
+    with pytest.raises(InputError, match="could not be quantised, most likely because its weights do not fit"):
+        models.load_base(arguments(tiny_model, load_in_4bit=True))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks the CPU")

@@ -253,6 +253,12 @@ def test_dialogues_without_their_summaries_are_refused(llama):
 # --- saving, loading, publishing
 
 
+def test_a_reward_model_is_not_taken_for_one_that_writes(llama):
+    for take in (models.load_for_use, models.check_adapter):
+        with pytest.raises(InputError, match="it scores summaries and writes none"):
+            take(str(llama.folder), arguments(llama.base))
+
+
 def test_a_saved_model_scores_the_same_to_the_bit(saved):
     loaded = RewardModel.load(saved.folder)
     assert {name: getattr(loaded, name) for name in PARTS} == PARTS
