@@ -1,6 +1,8 @@
 """benchmarks/memory.py: the shapes of the models, and the estimate against memory that was really taken."""
 
 import contextlib
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +46,15 @@ def test_a_yaml_says_what_its_fine_tuning_is_estimated_to_take(name: str):
     head = (memory.CONFIGS / f"{name}.yaml").read_text("utf-8").partition("# Licence")[0]
     estimated = memory.estimate(memory.SHAPES[name], memory.FineTuning.of(name)) + 1  # GiB of CUDA
     assert f": {estimated:.1f} GiB with 4 dialogues of 1,024 tokens" in head
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_table_of_models_has_the_estimates_of_their_yamls(name: str):
+    root = memory.CONFIGS.parents[1]
+    found = json.loads((root / "benchmarks" / "results" / "memory-estimates.json").read_text("utf-8"))["estimates"]
+    gib = {one["task"]: one["estimated_gib"] + 1 for one in found if one["model"] == name}  # 1 of CUDA
+    (row,) = re.findall(rf"^\| {name}[ ,(].*", (root / "README.md").read_text("utf-8"), re.MULTILINE | re.IGNORECASE)
+    assert [float(cell) for cell in row.split("|")[2:4]] == pytest.approx([gib["yaml"], gib["yaml_ppo"]], abs=0.051)
 
 
 FEW = memory.FineTuning(tokens=128)  # for 4-bit layers are slow on a CPU; PPO keeps the caches that it estimates
