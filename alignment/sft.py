@@ -58,8 +58,8 @@ class Encoded:
     """The dialogues of a phase in one prompt form, as `make_trainer` takes them."""
 
     train: list[dict[str, list[int]]]
-    held_out: list[dict[str, list[int]]]
-    summaries: HeldOut
+    evaluated: list[dict[str, list[int]]]  # held out, for their loss
+    held_out: HeldOut | None  # the first of these, to be summarised
 
 
 def encode(
@@ -96,15 +96,17 @@ def encode(
     read = [encode_example(record, instructions_for(record, phase)[0], form, tokenizer) for record in held_out]
     return Encoded(
         train=examples,
-        held_out=sorted(read, key=lambda example: len(example["input_ids"])),  # else a third would be padding
-        summaries=HeldOut(
+        evaluated=sorted(read, key=lambda example: len(example["input_ids"])),  # else a third would be padding
+        held_out=HeldOut(
             prompts=[encode_prompt(prompt, form, tokenizer) for prompt in prompts],
             references=[list(record.references) for record in sample],
             score=score,
             end_token_id=end_token_id(form, tokenizer),
             max_new_tokens=max_new_tokens,
             show=show,
-        ),
+        )
+        if sample
+        else None,
     )
 
 
@@ -169,9 +171,9 @@ def make_trainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(encoded.train),
-        eval_dataset=Dataset.from_list(encoded.held_out),
+        eval_dataset=Dataset.from_list(encoded.evaluated),
         processing_class=tokenizer,
-        held_out=encoded.summaries if encoded.summaries.prompts else None,
+        held_out=encoded.held_out,
     )
     add_callbacks(trainer, TrainingProgress(description), args.early_stopping_patience)
     if trainer.held_out and trainer.held_out.show:

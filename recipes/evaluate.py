@@ -28,9 +28,10 @@ from alignment.progress import show_table
 from alignment.submission import fill_empty, write_submission
 from reward.choice import select
 from reward.evaluation import evaluate, files_to_refuse, say_winner, systems_of
-from reward.leaderboard import leaderboard, read_runs, write_leaderboard
+from reward.leaderboard import leaderboard, write_leaderboard
 from reward.postprocess import mend
 from reward.rouge import PROFILES, check_profiles, usual_profiles
+from reward.runs import read_runs
 from reward.system import System, SystemArguments
 
 

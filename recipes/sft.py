@@ -114,8 +114,8 @@ def train_phase(
         phase_args.learning_rate = args.learning_rate if own is None else own
     model = models.load_for_training(model_args, start_from=current.folder.with_name("phase1") if phase == 2 else None)
     trainer = make_trainer(model, tokenizer, phase_args, encoded, f"Phase {phase}")
-    if encoded.summaries.references:
-        reference = " ".join(encoded.summaries.references[0][0].split())
+    if encoded.held_out:
+        reference = " ".join(encoded.held_out.references[0][0].split())
         run.say(f"Phase {phase}, a held-out dialogue's reference: {reference}")
     current.train(trainer)
     current.finish()

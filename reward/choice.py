@@ -8,8 +8,8 @@ from alignment.errors import InputError
 from alignment.records import Record
 from alignment.run import is_main_process, say
 from reward.evaluation import say_winner
-from reward.leaderboard import Entry
 from reward.rouge import rouge
+from reward.runs import Entry
 from reward.system import System
 
 

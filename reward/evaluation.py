@@ -1,4 +1,4 @@
-"""Systems -> summaries, figures and costs, in a folder that `leaderboard.read_runs` reads."""
+"""Systems -> summaries, figures and costs, in a folder that `read_runs` reads."""
 
 import os
 import time
@@ -18,10 +18,8 @@ from alignment.run import say, write_json
 from alignment.submission import write_submission
 from reward.postprocess import effects, mend
 from reward.rouge import paired_bootstrap, rouge
+from reward.runs import COSTS, DIALOGUES, RESULTS
 from reward.system import OneAtATime, System, SystemArguments
-
-RESULTS, DIALOGUES = "results.json", "dialogues.jsonl"
-COSTS = ("parameters", "trained_parameters", "seconds", "peak_memory_gib", "disk_bytes")
 
 
 def files_of(systems: dict[str, System | None], folder: Path) -> dict[str, Path]:

@@ -12,8 +12,8 @@ import pytest
 
 from alignment.data import load_records
 from alignment.records import Record
-from reward.evaluation import COSTS
-from reward.leaderboard import Board, Entry, leaderboard, page
+from reward.leaderboard import Board, leaderboard, page
+from reward.runs import COSTS, Entry
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = (

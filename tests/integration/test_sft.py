@@ -245,9 +245,10 @@ def test_prompts_to_summarise_leave_room_for_a_summary_in_the_context(tiny_model
         [record], [record], 1, "instruction", tokenizer, SFTArguments(report_to=[], use_cpu=True), 8,
         score=lambda *_: 0.0, context=len(whole),
     )  # fmt: skip
-    (prompt,) = encoded.summaries.prompts
+    assert encoded.held_out
+    (prompt,) = encoded.held_out.prompts
     assert len(prompt) <= len(whole) - 8
-    assert len(encoded.held_out[0]["input_ids"]) > len(whole)  # its loss is that of the whole dialogue
+    assert len(encoded.evaluated[0]["input_ids"]) > len(whole)  # its loss is that of the whole dialogue
 
 
 def test_held_out_dialogues_are_read_beside_others_of_their_length_and_shown_in_their_order(
@@ -258,9 +259,10 @@ def test_held_out_dialogues_are_read_beside_others_of_their_length_and_shown_in_
         held_out, held_out, 1, "instruction", tokenizer, SFTArguments(report_to=[], use_cpu=True), 8,
         score=lambda *_: 0.0,
     )  # fmt: skip
-    lengths = [len(example["input_ids"]) for example in encoded.held_out]
+    lengths = [len(example["input_ids"]) for example in encoded.evaluated]
     assert lengths == sorted(lengths) != [len(example["input_ids"]) for example in encoded.train]
-    assert encoded.summaries.references == [list(record.references) for record in held_out]
+    assert encoded.held_out
+    assert encoded.held_out.references == [list(record.references) for record in held_out]
 
 
 @pytest.mark.parametrize("fp16", [False, True])  # which a CPU passes over
