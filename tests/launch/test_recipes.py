@@ -108,10 +108,13 @@ def test_weights_that_two_processes_share_write_and_learn_as_whole_ones(tiny_mod
 
 
 def finished_sharded(config: str, folder: Path, sft_flags_for: Flags, **changes: object) -> Path:
-    """A whole run of two processes that share every weight, with the dialogues and batches of `launched`."""
+    """A whole run of two processes that share every weight, with the dialogues and batches of `launched`.
+
+    Each has more than one dialogue to summarise, and not as many as the other.
+    """
     flags = sft_flags_for(
         folder, use_cpu=False, lora_dropout=0, gradient_accumulation_steps=1, per_device_eval_batch_size=1,
-        rouge_eval_rows=1, dataloader_pin_memory=False, **changes,
+        rouge_eval_rows=3, dataloader_pin_memory=False, **changes,
     )  # fmt: skip
     result = launch(config, ["recipes/sft.py", *flags], "tests/on_cpu.py")
     assert result.returncode == 0, result.stderr
@@ -127,6 +130,7 @@ def test_4_bit_weights_that_fsdp2_shares_go_through_both_phases(
     )
     for phase in ("phase1", "phase2"):
         assert curve(folder / phase, "loss") == pytest.approx(curve(launched[2] / phase, "loss"), rel=2e-2)
+        assert len(curve(folder / phase, "eval_rouge")) == len(curve(folder / phase, "eval_loss")) > 0
 
 
 @pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
