@@ -256,15 +256,20 @@ def _find_rows(
     missing = [field for field, names in keys.items() if field in needed and known.isdisjoint(names)]
     if missing and known:
         present = dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row)
-        an_id = next((name for name in present if name in known - others and _could_be_id(named, name)), "no")
+        samples = {"id": "no", "dialogue": "text", "references": "abstract", "topic": "subject"}
+        ids = (name for name in present if name in known - others - {*samples.values()} and _could_be_id(named, name))
+        samples["id"] = next(ids, "no")
         raise InputError(
             f"{source}: no column or key {listed(_told(keys[field]) for field in missing)}; "
-            f"there are {listed(present)}; {_cure(keys, missing, an_id)}"
+            f"there are {listed(present)}; {_cure(keys, missing, samples)}"
         )
     if is_numbered:
         said = [row[name] for row in named for name in keys.get("dialogue", ()) if name in row]
-        if not known.isdisjoint(SPEAKERS) and all(isinstance(text, str) and "\n" not in text for text in said):
-            raise InputError(f"{source}: a column of speakers, and no line break in any dialogue. {_ROW_A_TURN}")
+        if said and not known.isdisjoint(SPEAKERS) and all(isinstance(text, str) and "\n" not in text for text in said):
+            raise InputError(
+                f"{source}: a column of speakers, and no line break in any dialogue. {_ROW_A_TURN} Where each row is a "
+                "whole dialogue, add a column id."
+            )
         _say_once(f"{source}: no {_told(keys['id'])}, so the rows are numbered from 1.")
         rows = [{keys["id"][0]: number} | row if isinstance(row, dict) else row for number, row in enumerate(rows, 1)]
     return source, rows
@@ -286,16 +291,21 @@ def _could_be_id(rows: list[dict[str, Any]], name: str) -> bool:
     return len(values) == len(rows) and all(len(str(value)) <= 64 and "\n" not in str(value) for value in values)
 
 
-def _cure(keys: dict[str, tuple[str, ...]], missing: list[str], an_id: str) -> str:
+def _cure(keys: dict[str, tuple[str, ...]], missing: list[str], samples: dict[str, str]) -> str:
     """What is to be done where these fields have no column.
 
     Args:
-        an_id: The column that could be the id, as the example has it.
+        samples: Names of columns for the example, by field; it keeps those that the user has given.
     """
     cure = "rename the ones that are meant"
     if "dialogue" in keys:
-        samples = {"id": an_id, "dialogue": "text", "references": "abstract"}
-        example = json.dumps({field: samples[field] for field in samples if field in missing}, ensure_ascii=False)
+        given = {field: names[0] for field, names in keys.items() if names != KEYS[field]}
+        columns = {
+            field: samples[field] if field in missing else given[field]
+            for field in samples
+            if field in {*missing, *given}
+        }
+        example = json.dumps(columns, ensure_ascii=False)
         cure = f"say which of these holds which field, for example --columns '{example}'"
         if missing == ["references"]:
             cure = f"training and scoring need summaries: say what holds them, --columns '{example}'"

@@ -23,7 +23,7 @@ from alignment.training import refuse_sharding
 # In an error's message: the system's own words, and the two of torch.save, which does not pass those on.
 DISK_FULL = ("No space left on device", "iostream error", "inline_container.cc")
 # The same of memory, where it is no torch.OutOfMemoryError: a GPU's context, cuBLAS, a CPU.
-MEMORY_FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+MEMORY_FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "Cannot allocate memory")
 HOW_TO_GO_ON = "The same command goes on from what is written; a training run with --resume_from_checkpoint true."
 
 
@@ -52,9 +52,6 @@ def launch(main: Callable[[], None], shards: bool = True) -> None:
     except InputError as error:
         _say_once(f"error: {error}")
         code = 2
-    except ImportError as error:  # a package that only what the user chose needs
-        _say_once(f"error: {error}")
-        code = 2
     except BrokenPipeError:  # whoever read the output has left, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would write the rest when it ends
         code = 141
@@ -62,10 +59,12 @@ def launch(main: Callable[[], None], shards: bool = True) -> None:
         _say_once(f"stopped. {HOW_TO_GO_ON}")
         code = 130
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in MEMORY_FULL):
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in MEMORY_FULL):
             _tell_of_full_memory(error)
         elif any(sign in str(error) for sign in DISK_FULL):
             _tell(f"error: the disk is full: {error}. Free some space. {HOW_TO_GO_ON}")
+        elif isinstance(error, ImportError) and "pip install" in str(error):  # what the user chose needs a package
+            _say_once(f"error: {error}")
         else:
             raise
         code, together = 2, False
@@ -135,7 +134,10 @@ def _leave_types_to_us() -> None:
 def _refuse_unhidden_gpu() -> None:
     """`accelerate launch --cpu` leaves a GPU in sight, and transformers' trainer would take it."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and torch.cuda.is_available():
-        raise InputError("--cpu: does not hide the GPU. Use --config_file accelerate_configs/cpu.yaml instead.")
+        raise InputError(
+            "accelerate's --cpu, or use_cpu in its settings, leaves a GPU in sight. Use --config_file "
+            "accelerate_configs/cpu.yaml instead."
+        )
 
 
 def _tell_of_full_memory(error: Exception) -> None:

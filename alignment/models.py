@@ -97,7 +97,7 @@ def load_base(config: ModelArguments, scalar_head: bool = False) -> PreTrainedMo
     except RuntimeError as error:
         if "ignore_mismatched_sizes" in str(error):
             raise InputError(f"The model {name} has weights of other sizes than its config.json says.") from error
-        if "automatic conversion" in str(error):  # transformers says no more
+        if quantised and "automatic conversion" in str(error):  # transformers says no more
             raise InputError(
                 f"The model {name} could not be quantised, most likely because its weights do not fit into the GPU's "
                 "memory. Free what else is in it (nvidia-smi), or take a smaller model."
@@ -220,14 +220,14 @@ def load_for_training(config: ModelArguments, start_from: Path | None = None) ->
 def _check_targets(model: PeftModel, config: ModelArguments) -> None:
     """Holds that each of several names is one of a layer; PEFT passes over those that are none."""
     adapted = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    every = [name for name, _ in model.named_modules()]
-    lists = (("lora_target_modules", adapted), ("lora_modules_to_save", every))
-    for option, layers in lists:
-        names = getattr(config, option) or []
-        for name in names if isinstance(names, list) else []:
-            if not any(f".{layer}".endswith(f".{name}") for layer in layers):
-                ends = sorted({layer.rpartition(".")[2] for layer in adapted})
-                raise InputError(f"--{option} {name}: no layer has this name. LoRA is on {listed(ends)} otherwise.")
+    targets = model.peft_config["default"].target_modules  # as PEFT reads them, which renames those of fused experts
+    for name in sorted(targets) if isinstance(targets, set) else []:
+        if not any(f".{layer}".endswith(f".{name}") for layer in adapted):
+            ends = listed(sorted({layer.rpartition(".")[2] for layer in adapted}))
+            raise InputError(f"--lora_target_modules {name}: no layer has this name. LoRA would be on {ends} alone.")
+    for name in config.lora_modules_to_save or []:
+        if not any(layer.endswith(name) for layer, _ in model.named_modules()):
+            raise InputError(f"--lora_modules_to_save {name}: no layer has this name.")
     head = model.get_base_model().get_output_embeddings()
     if isinstance(head, BaseTunerLayer):
         raise InputError("--lora_target_modules: the LM head takes no adapter here. Leave it out.")

@@ -141,7 +141,7 @@ def identity(value: Any) -> str:
 
 def _as_text(value: Any) -> Any:
     """A whole number as text; pandas makes 1.0 of 1 where one is missing."""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:  # above, digits are lost already
         value = int(value)
     return str(value) if isinstance(value, int) else value
 

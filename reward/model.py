@@ -78,8 +78,9 @@ def raw_scores(model: nn.Module | RewardRole, batch: Batch, parts: int = CHUNKS)
     That is its end token, or the one before where a tokenizer pads with the end token.
 
     Args:
-        parts: In which the summaries are read, those of like length together, so that little is padding. All processes
-            call the model equally often, as sharded weights need it. Each part has a copy of its dialogues' KV cache.
+        parts: In which the summaries are read, those of like length together, so that little is padding; each has a
+            copy of its dialogues' KV cache. By default as many however many summaries there are, so that all processes
+            of a trainer call the model equally often.
     """
     lengths = batch["summary_mask"].sum(1)
     order = lengths.argsort(stable=True)

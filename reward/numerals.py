@@ -24,7 +24,7 @@ _DAYS = {"하루": 1, "이틀": 2, "사흘": 3, "나흘": 4, "닷새": 5, "엿�
 _SPELT = "|".join(sorted([*_UNITS, *_TENS, *_ONES], key=len, reverse=True))
 _PIECE = re.compile(rf"\d[\d,]*(?:\.\d+)?|{_SPELT}")
 # With what they count right after them, where morphemes are cut otherwise (아홉시까지야).
-_COUNTING = re.compile(rf"(?<![\d가-힣])((?:(?:{_SPELT})\s?)+)(?=원|시|분|명|개|살|점|층|월|일|년|번|킬로|프로)")
+_COUNTING = re.compile(rf"(?<![\d가-힣])((?:(?:{_SPELT})\s?){{1,16}})(?=원|시|분|명|개|살|점|층|월|일|년|번|킬로|프로)")
 _ALL_PIECES = re.compile(f"(?:{_PIECE.pattern})+")
 _ENGLISH_ONES = {
     "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -65,8 +65,9 @@ def implied_numbers(text: str) -> set[float]:
     for run in re.findall(f"[{''.join(_DIGITS)}]{{3,}}", text):  # 이공이사년
         values.add(float("".join(str(_DIGITS[form]) for form in run)))
     for run in map(str.strip, _COUNTING.findall(text)):
-        if len(run) > 1 or run == "열":  # 이번 and 오시는 have no number
-            values |= _values(_PIECE.findall(run))
+        its = _values(_PIECE.findall(run))
+        if len(its) == 1 and (len(run) > 1 or run == "열"):  # 이번, 오시는 and 세일 시작 have no number
+            values |= its
     for hour in re.findall(r"(?:오후|저녁|밤)\s*((?:\d|[가-힣])+)\s*시", text):
         values |= {value + 12 for value in _korean_numbers(f"{hour} 시") if value < 12}
     spaced = re.sub(r"(?<!\d)(\d{1,3}), (?=\d{3}\b)", r"\1,", re.sub(r"(\d)\. (?=\d)", r"\1.", text))  # 2, 000

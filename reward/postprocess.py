@@ -160,7 +160,7 @@ def repeated_sentences(dialogue: str, summary: str) -> str:
 _MAY_END = re.compile(r"(?:[아어야해돼지자네군]|구나|(?<![\w#])\d[\d,.]*\s?(?:[가-힣%]|달러|시간|퍼센트))$")
 
 
-_NOUN = re.compile("NN.|NP|NR|XSN|ETN|SL|W_.*")  # tags of Kiwi
+_NOUN = re.compile("NN.|NR|XSN|ETN|SL|W_.*")  # tags of Kiwi
 
 
 def cut_ending(dialogue: str, summary: str) -> str:

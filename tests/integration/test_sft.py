@@ -205,6 +205,8 @@ OUT_OF_MEMORY = [
     torch.AcceleratorError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes"),
+    MemoryError("Unable to allocate 728. TiB for an array"),
+    OSError(12, "Cannot allocate memory"),
 ]
 
 

@@ -568,11 +568,16 @@ def test_a_dialogue_with_a_row_for_each_turn_is_refused(write):
     turns = [{"speaker": name, "대화": text} for name, text in (("A", "안녕"), ("B", "응"), ("A", "가자"))]
     fault = fault_of(write(turns))
     assert fault.endswith(f"a column of speakers, and no line break in any dialogue. {ROW_A_TURN}")
+    said = [{"role": "user", "text": text, "summary": text} for text in ("안녕", "가자")]
+    assert fault_of(write(said), columns={"dialogue": "text"}).endswith(ROW_A_TURN)
+    predictions = [{"role": "assistant", "summary": one["summary"]} for one in said]
+    assert read_predictions(write(predictions)) == {"1": "안녕", "2": "가자"}
     whole = [{"role": "상담", "대화": "A: 안녕\nB: 응"}, {"role": "상담", "대화": [{"speaker": "A", "text": "가자"}]}]
     assert [record.dialogue for record in load_records(write(whole))[0]] == ["A: 안녕\nB: 응", "A: 가자"]
 
 
-ROW_A_TURN = "It looks like one row a turn: put the turns of each dialogue into one row, one turn a line."
+ONE_ROW = "It looks like one row a turn: put the turns of each dialogue into one row, one turn a line."
+ROW_A_TURN = f"{ONE_ROW} Where each row is a whole dialogue, add a column id."
 
 
 def test_what_pandas_writes_for_nothing_is_nothing(write):
@@ -581,6 +586,21 @@ def test_what_pandas_writes_for_nothing_is_nothing(write):
     records, _ = load_records(write(rows))
     assert [(one.id, one.references, one.topic) for one in records] == [("a", (), ""), ("2", ("답",), "3")]
     assert "row 1: no reference summary" in fault_of(write(rows), need_references=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "example"),
+    [
+        ("text,abstract\nA: x,y\n", None, '{"id": "no", "dialogue": "text"}'),
+        ("key,text\nA,x\n", {"id": "key", "topic": "Topic"}, '{"id": "key", "dialogue": "text", "topic": "subject"}'),
+    ],
+)
+def test_the_example_of_columns_gives_each_field_its_own_and_keeps_what_was_given(content, columns, example, write):
+    assert f"for example --columns '{example}'" in fault_of(write(content, "data.csv"), columns=columns)
+
+
+def test_a_float_that_has_lost_digits_is_no_id(write):
+    assert "id is 2.02405011234567" in fault_of(write('{"fname": 20240501123456789.0, "dialogue": "A: x"}'))
 
 
 def test_a_long_number_is_an_id_to_its_last_digit(write):
@@ -598,7 +618,7 @@ def test_a_table_with_a_row_for_each_turn_is_refused_whatever_is_done_with_bad_r
     for bad_rows in ("error", "skip"):
         fault = fault_of(write(turns), bad_rows=bad_rows)
         assert "4 of 6 rows have an id that is there already, with another dialogue" in fault
-        assert fault.endswith(ROW_A_TURN)
+        assert fault.endswith(ONE_ROW)
     same = [row(name, name) for name in "aaabbb"]
     assert "4 bad of 6 rows\n  row 2: duplicate id 'a', first used by row 1" in fault_of(write(same))
     assert len(load_records(write(same), bad_rows="skip")[0]) == 2

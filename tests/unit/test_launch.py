@@ -1,5 +1,6 @@
 """alignment/launch.py: what it holds the launcher's settings to, and where an error is told."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_a_gpu_that_the_launcher_was_to_leave_alone_is_not_taken(monkeypatch, ca
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_arch_list", list)
     assert exit_code(lambda: None) == 2
-    assert "--cpu: does not hide the GPU. Use --config_file accelerate_configs/cpu.yaml" in capsys.readouterr().err
+    assert "leaves a GPU in sight. Use --config_file accelerate_configs/cpu.yaml" in capsys.readouterr().err
 
 
 def test_a_package_that_is_not_there_is_told_of_in_one_line(capsys):
@@ -90,6 +91,8 @@ def test_a_package_that_is_not_there_is_told_of_in_one_line(capsys):
 
     assert exit_code(main) == 2
     assert capsys.readouterr().err.strip() == "error: Install it with `pip install liger-kernel`"
+    with pytest.raises(ImportError):  # a bug
+        exit_code(lambda: importlib.import_module("alignment.utils"))
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

@@ -379,6 +379,14 @@ def test_a_mixture_of_experts_trains_and_writes(experts: Path, sft_flags, tmp_pa
     assert told["settings"]["router_aux_loss_coef"] is None  # as in the runs of before
 
 
+def test_names_that_peft_knows_otherwise_are_names(experts: Path, tiny_model: Path):
+    names = {"lora_target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"], "lora_dropout": 0}
+    fused = models.load_for_training(arguments(experts, **names))
+    assert any("experts.lora_" in name.replace("base_layer.", "") for name, _ in fused.named_parameters())
+    whole = models.load_for_training(arguments(tiny_model, lora_modules_to_save=["layernorm"]))
+    assert any("input_layernorm.modules_to_save" in name for name, p in whole.named_parameters() if p.requires_grad)
+
+
 def test_what_lora_and_4_bit_leave_out_of_a_mixture_of_experts_is_told(experts: Path, capsys):
     with pytest.raises(InputError, match="PEFT has none for fused experts"):
         models.load_for_training(arguments(experts, lora_dropout=0.1))

@@ -81,6 +81,7 @@ def test_what_numbers_imply_beyond_their_values(text, value):
         "no second thought",
         "오후에 세 번 봐.",
         "이번 오일도 오시면 구월에",
+        "이사 일정이 있고, 세일 시작했대. 사이 일이야. 오이 개당",
     ],
 )
 def test_nothing_more_is_implied(text):
