@@ -1,4 +1,4 @@
-"""What watches over PPO: for reward hacking, and that the policy rests while the value warms up.
+"""What watches over PPO: for reward hacking, that nothing is lost, and that the policy rests at first.
 
 Reward hacking is a reward that rises while the true metric, which is not in it, falls.
 """
@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alignment.ppo.roles import Roles
 from alignment.run import say
 
 
@@ -33,6 +34,24 @@ def reward_hacking(log: list[dict[str, float]], metric: str, steps_per_update: i
         f"({shown}). Raise --kl_coef, lower --learning_rate, or mend the reward. With --load_best_model_at_end "
         f"true the best checkpoint by {metric} is kept, else the last."
     )
+
+
+def keep_best(roles: Roles, state: TrainerState, args: TrainingArguments) -> None:
+    """Ends with the best policy: of the best checkpoint, or as it began where no evaluation is better than the first.
+
+    Args:
+        state: With the log, whose first evaluation is of the start, and the best checkpoint and figure since.
+    """
+    metric = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+    first, best = next(line[metric] for line in state.log_history if metric in line), state.best_metric
+    if first <= best if args.greater_is_better else first >= best:
+        roles.load(str(state.best_model_checkpoint))
+        return
+    say(
+        f"Nothing was gained: {metric} was {first:.4g} before, and at best {best:.4g} after. The policy is as it began."
+    )
+    roles.restart()
+    state.best_model_checkpoint = None
 
 
 class RewardHacking(TrainerCallback):

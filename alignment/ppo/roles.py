@@ -133,6 +133,11 @@ class Roles(nn.Module):
         weights = get_peft_model_state_dict(self.model, adapter_name=like)
         set_peft_model_state_dict(self.model, weights, adapter_name=role)
 
+    def restart(self) -> None:
+        """Gives the policy the reference's weights, with which it began."""
+        weights = get_peft_model_state_dict(self.model, adapter_name=REFERENCE)
+        set_peft_model_state_dict(self.model, weights, adapter_name=POLICY)
+
     @property
     def name_or_path(self) -> str:
         """Where the base came from."""

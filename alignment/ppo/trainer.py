@@ -29,7 +29,7 @@ from alignment.errors import InputError
 from alignment.generation import Decoding, generate
 from alignment.ppo import math as ppo
 from alignment.ppo.config import PPOConfig, count_steps
-from alignment.ppo.guards import PolicyRests, RewardHacking
+from alignment.ppo.guards import PolicyRests, RewardHacking, keep_best
 from alignment.ppo.progress import PPOProgress
 from alignment.ppo.roles import POLICY, Roles
 from alignment.ppo.rollout import (
@@ -333,10 +333,8 @@ class PPOTrainer(ResumableTrainer):
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Answers the held-out prompts greedily; logs what scorers and metric say, and keeps the texts in a file."""
         if eval_dataset is not None or self.eval_dataset is None:
-            raise InputError(
-                "evaluate() answers the eval_dataset that the trainer was made with, and no other. For another: "
-                "PPOTrainer(model=trainer.roles, eval_dataset=...)."
-            )
+            other = "PPOTrainer(model=trainer.roles, eval_dataset=...)"
+            raise InputError(f"evaluate() answers the eval_dataset of this trainer alone. For another: {other}.")
         started = time.monotonic()
         texts = self.answer()
         raw = score(self.scorers, self.eval_dataset, texts)
@@ -397,4 +395,4 @@ class PPOTrainer(ResumableTrainer):
         self.kl_coef, self.scale = state["kl_coef"], state["scale"]
 
     def _load_best_model(self) -> None:
-        self.roles.load(str(self.state.best_model_checkpoint))
+        keep_best(self.roles, self.state, self.args)

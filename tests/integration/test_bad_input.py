@@ -93,7 +93,7 @@ def refused(main: Callable[[list[str]], None], argv: list[str], folder: Path, *t
         (json_lines(GOOD | {"references": {"x": 1}}, OTHER), ["row 1: reference is {'x': 1}, not a string"]),
         (
             f"{HEADER}a,안녕,인사\na,응,인사\na,그래,인사\n",
-            ["2 of 3 rows have an id that is there already", "put the turns of each dialogue into one row, one turn a line"],
+            ["2 of 3 rows have an id that is there already", "put the turns of each dialogue into one row"],
         ),
         (json_lines(GOOD, OTHER, GOOD), ["row 3: duplicate id 'a', first used by row 1", "--bad_rows skip"]),
         (json_lines(GOOD) + '{"fname": "b", \n', ["broken JSON at line 2, column", "correct it there"]),

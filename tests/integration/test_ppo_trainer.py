@@ -376,6 +376,23 @@ def test_the_best_checkpoint_by_the_true_metric_is_kept(tmp_path: Path):
     ).read_bytes()
 
 
+@pytest.mark.parametrize(("values", "greater"), [([30.0, 10.0, 29.0, 20.0], True), ([1.0, 3.0, 1.5, 2.0], False)])
+def test_where_nothing_is_gained_the_policy_is_as_it_began(
+    tmp_path: Path, values: list[float], greater: bool, capsys: pytest.CaptureFixture[str]
+):
+    keep = {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "greater_is_better": greater}
+    one = trainer(tmp_path, num_updates=3, **keep, **held_out(values))
+    began = {name: weight.clone() for name, weight in one.roles.model.named_parameters() if ".default." in name}
+    one.train()
+    ended = {name: weight for name, weight in one.roles.model.named_parameters() if ".default." in name}
+    torch.testing.assert_close(ended, began, rtol=0, atol=0)
+    moved = load_file(tmp_path / "checkpoint-12" / "adapter_model.safetensors")
+    assert any(not torch.equal(weight, began[f"{name[:-7]}.default.weight"]) for name, weight in moved.items())
+    told = f"eval_rouge was {values[0]:.4g} before, and at best {values[2]:.4g} after"
+    assert f"Nothing was gained: {told}. The policy is as it began." in capsys.readouterr().err
+    assert one.state.best_model_checkpoint is None
+
+
 @pytest.mark.parametrize(
     ("given", "evaluated", "saved"),
     [
@@ -568,7 +585,7 @@ def test_another_metric_needs_no_name_where_no_checkpoint_is_chosen(tmp_path: Pa
 @pytest.mark.parametrize("best", ["length", "eval_length"])
 def test_the_metric_that_chooses_is_named_with_eval_or_without(tmp_path: Path, best: str):
     keep = {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": best}
-    given = iter([3.0, 2.0, 1.0])
+    given = iter([1.0, 3.0, 2.0])
     one = trainer(
         tmp_path, **keep, **held_out([]) | {"metric": lambda completions, **_: {"length": next(given)}}
     )  # fmt: skip
