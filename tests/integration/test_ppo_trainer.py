@@ -569,9 +569,9 @@ def test_the_name_of_a_model_is_not_one(tmp_path: Path):
 def test_only_the_prompts_that_were_held_out_are_evaluated(tmp_path: Path):
     one = trainer(tmp_path / "one", **held_out([10.0, 20.0]))
     assert one.evaluate()["eval_rouge"] == 10.0
-    with pytest.raises(InputError, match="the eval_dataset that the trainer was made with"):
+    with pytest.raises(InputError, match="answers the eval_dataset of this trainer alone"):
         one.evaluate(eval_dataset=Dataset.from_dict({"prompt": PROMPTS[:1]}))
-    with pytest.raises(InputError, match="the eval_dataset that the trainer was made with"):
+    with pytest.raises(InputError, match="answers the eval_dataset of this trainer alone"):
         trainer(tmp_path / "none").evaluate()
 
 
