@@ -5,6 +5,7 @@ Reward hacking is a reward that rises while the true metric, which is not in it,
 
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignment.ppo.roles import Roles
@@ -36,10 +37,11 @@ def reward_hacking(log: list[dict[str, float]], metric: str, steps_per_update: i
     )
 
 
-def keep_best(roles: Roles, state: TrainerState, args: TrainingArguments) -> None:
+def keep_best(roles: Roles, began: dict[str, Tensor], state: TrainerState, args: TrainingArguments) -> None:
     """Ends with the best policy: of the best checkpoint, or as it began where no evaluation is better than the first.
 
     Args:
+        began: The policy's weights before it learnt; they are not the reference's where a trainer goes on with roles.
         state: With the log, whose first evaluation is of the start, and the best checkpoint and figure since.
     """
     metric = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
@@ -50,7 +52,7 @@ def keep_best(roles: Roles, state: TrainerState, args: TrainingArguments) -> Non
     say(
         f"Nothing was gained: {metric} was {first:.4g} before, and at best {best:.4g} after. The policy is as it began."
     )
-    roles.restart()
+    roles.restart(began)
     state.best_model_checkpoint = None
 
 

@@ -133,9 +133,13 @@ class Roles(nn.Module):
         weights = get_peft_model_state_dict(self.model, adapter_name=like)
         set_peft_model_state_dict(self.model, weights, adapter_name=role)
 
-    def restart(self) -> None:
-        """Gives the policy the reference's weights, with which it began."""
-        weights = get_peft_model_state_dict(self.model, adapter_name=REFERENCE)
+    def policy_weights(self) -> dict[str, Tensor]:
+        """A copy of the policy's weights, in host memory."""
+        weights = get_peft_model_state_dict(self.model, adapter_name=POLICY)
+        return {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
+
+    def restart(self, weights: dict[str, Tensor]) -> None:
+        """Gives the policy the weights that `policy_weights` gave before."""
         set_peft_model_state_dict(self.model, weights, adapter_name=POLICY)
 
     @property

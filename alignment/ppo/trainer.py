@@ -112,7 +112,7 @@ class PPOTrainer(ResumableTrainer):
             model=roles, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer,
             callbacks=callbacks,
         )  # fmt: skip
-        self.roles, self.kl_coef = roles, args.kl_coef
+        self.roles, self.kl_coef, self._began = roles, args.kl_coef, roles.policy_weights()
         self.vllm = VLLM(args.vllm_url, roles, max(self.prompt_ids, key=len)) if args.vllm_url else None
         self.loss_is_scaled_for_ga = True
         self.scale: tuple[float, float] | None = None  # mean and deviation of the scores in the first rollout
@@ -395,4 +395,4 @@ class PPOTrainer(ResumableTrainer):
         self.kl_coef, self.scale = state["kl_coef"], state["scale"]
 
     def _load_best_model(self) -> None:
-        keep_best(self.roles, self.state, self.args)
+        keep_best(self.roles, self._began, self.state, self.args)

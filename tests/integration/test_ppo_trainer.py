@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import get_peft_model_state_dict
 from recipe_runs import LIMIT_SECONDS, forked
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -391,6 +392,18 @@ def test_where_nothing_is_gained_the_policy_is_as_it_began(
     told = f"eval_rouge was {values[0]:.4g} before, and at best {values[2]:.4g} after"
     assert f"Nothing was gained: {told}. The policy is as it began." in capsys.readouterr().err
     assert one.state.best_model_checkpoint is None
+
+
+def test_where_roles_are_handed_over_the_policy_is_as_it_was_handed(tmp_path: Path):
+    first = trainer(tmp_path / "first", num_updates=2)
+    first.train()
+    handed = first.roles.policy_weights()
+    keep = {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
+    again = trainer(tmp_path / "again", model=first.roles, num_updates=2, **keep, **held_out([30.0, 10.0, 20.0]))
+    again.train()
+    torch.testing.assert_close(again.roles.policy_weights(), handed, rtol=0, atol=0)
+    reference = get_peft_model_state_dict(again.roles.model, adapter_name=REFERENCE)
+    assert any(not torch.equal(weight, reference[name]) for name, weight in handed.items())
 
 
 @pytest.mark.parametrize(
